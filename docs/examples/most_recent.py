@@ -1,0 +1,19 @@
+"""An example policy in plain Python: evict the expert used most recently (MRU), the best one for cyclic access.
+
+rgpu replay policy=plain policy.file=docs/examples/most_recent.py pool.slots=8
+"""
+
+from rgpu.policies.loop import CAP, CLOCK, KEY_OF, OWN, REG, evictable
+from rgpu.policies.policy import Traits
+
+TRAITS = Traits(rows=1)  # one row of our own beside the loop's
+LAST = OWN  # m[LAST, key]: clock of the last use
+
+
+def on_access(m, f, key, hit):
+    m[LAST, key] = m[REG, CLOCK]
+
+
+def victim(m, f):
+    slots = [c for c in range(m[REG, CAP]) if evictable(m, c)]
+    return max(slots, key=lambda c: m[LAST, m[KEY_OF, c]])

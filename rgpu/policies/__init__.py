@@ -1,0 +1,1 @@
+"""Residency policies: one compiled decision loop and one file a policy."""

@@ -1,0 +1,52 @@
+"""Belady with forced admission: every miss is kept, and the expert used farthest in the future goes (Belady 1966, "MIN").
+
+The most hits that any demand policy which keeps all its misses can have. Clairvoyant: replay only.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rgpu.policies.loop import (
+    CAP,
+    KEY_OF,
+    NEXT,
+    PIN,
+    REG,
+    WAVE,
+    always,
+    compiled,
+    hook,
+    loop,
+    no_access,
+    no_event,
+    no_wish,
+    nothing,
+)
+from rgpu.policies.policy import Traits
+
+
+@hook
+def victim(m, f):
+    far = -1
+    slot = -1
+    for c in range(m[REG, CAP]):
+        key = m[KEY_OF, c]
+        if key >= 0 and m[NEXT, key] > far and m[PIN, key] != m[REG, WAVE]:
+            far = m[NEXT, key]
+            slot = c
+    return slot
+
+
+@compiled
+def run(m, f, pool, kind, offs, keys, weights, nexts, touch_order, features, codes, victims, counts, plog):
+    loop(m, f, pool, kind, offs, keys, weights, nexts, touch_order, features, codes, victims, counts, plog,
+         no_event, always, victim, nothing, nothing, no_access, no_wish)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Belady:
+    """Farthest next use, forced admission; no parameters."""
+
+    name: ClassVar[str] = "belady"
+    traits: ClassVar[Traits] = Traits(needs_future=True)
+    run: ClassVar = staticmethod(run)

@@ -1,0 +1,122 @@
+"""Victim searches and random draws that several policies share. Ties go to the lowest slot."""
+
+import numpy as np
+
+from rgpu.policies.loop import (
+    CAP,
+    CLOCK,
+    EVENT,
+    KEY_OF,
+    NEVER,
+    PIN,
+    PINNED,
+    POOL,
+    REG,
+    SEED,
+    SLOT_OF,
+    USED,
+    WANT,
+    WAVE,
+    hook,
+)
+
+
+@hook
+def oldest(m, row):
+    """Slot whose key has the smallest m[row, key] among the evictable ones."""
+    best = NEVER + 1
+    slot = -1
+    wave = m[REG, WAVE]
+    for c in range(m[REG, CAP]):
+        key = m[KEY_OF, c]
+        if key >= 0 and m[row, key] < best and m[PIN, key] != wave:
+            best = m[row, key]
+            slot = c
+    return slot
+
+
+@hook
+def lowest(m, f, row):
+    """Slot whose key has the smallest f[row, key] among the evictable ones."""
+    best = np.inf
+    slot = -1
+    wave = m[REG, WAVE]
+    for c in range(m[REG, CAP]):
+        key = m[KEY_OF, c]
+        if key >= 0 and m[PIN, key] != wave and (slot < 0 or f[row, key] < best):
+            best = f[row, key]
+            slot = c
+    return slot
+
+
+@hook
+def draw(m, n):
+    """Whole number in [0, n): a hash of (seed, pool, event, clock), so that live and replay draw the same.
+
+    32-bit multiply-xorshift steps (Wellons, "hash-prospector", 2018), masked so that plain Python gives the same bits.
+    """
+    x = (int(m[REG, SEED]) * 0x9E3779B1 + int(m[REG, POOL]) * 0x85EBCA77) & 0xFFFFFFFF
+    x = (
+        x ^ ((int(m[REG, EVENT]) * 0xC2B2AE3D) & 0xFFFFFFFF) ^ ((int(m[REG, CLOCK]) * 0x27D4EB2F) & 0xFFFFFFFF)
+    ) & 0xFFFFFFFF
+    for _ in range(2):
+        x ^= x >> 16
+        x = (x * 0x7FEB352D) & 0xFFFFFFFF
+        x ^= x >> 15
+        x = (x * 0x846CA68B) & 0xFFFFFFFF
+        x ^= x >> 16
+    return x % n
+
+
+@hook
+def random_slot(m):
+    """An evictable slot, each equally likely."""
+    left = draw(m, m[REG, USED] - m[REG, PINNED])
+    slot = -1
+    for c in range(m[REG, CAP]):
+        key = m[KEY_OF, c]
+        if key >= 0 and m[PIN, key] != m[REG, WAVE]:
+            if left == 0:
+                slot = c
+                break
+            left -= 1
+    return slot
+
+
+@hook
+def below(m, f, row, score):
+    """How many evictable residents score less than `score` in f[row]."""
+    count = 0
+    for c in range(m[REG, CAP]):
+        key = m[KEY_OF, c]
+        if key >= 0 and m[PIN, key] != m[REG, WAVE] and f[row, key] < score:
+            count += 1
+    return count
+
+
+@hook
+def beats(m, f, row, key):
+    """Whether `key` deserves a slot: one is free, or an evictable resident scores less."""
+    return m[REG, USED] < m[REG, CAP] or below(m, f, row, f[row, key]) > 0
+
+
+@hook
+def wish_by_score(m, f, row, first, experts, floor):
+    """Fill m[WANT] with the non-resident keys of [first, first + experts) that outscore evictable residents, best first.
+
+    Each wish must have a resident of its own to replace (or a free slot); scores at or under `floor` are never wished.
+    """
+    order = np.argsort(-f[row, first : first + experts], kind="mergesort")
+    free = m[REG, CAP] - m[REG, USED]
+    n = 0
+    for i in range(experts):
+        key = first + order[i]
+        if f[row, key] <= floor:
+            break
+        if m[SLOT_OF, key] >= 0:
+            continue
+        if n >= free and below(m, f, row, f[row, key]) < n - free + 1:
+            break
+        m[WANT, n] = key
+        n += 1
+    return n

@@ -1,0 +1,59 @@
+"""Lagged router: hold the experts that the layer's router scored highest at its last event.
+
+The free baseline of every rotary or learned residency claim (a rotation with router rows as signatures and no rotation
+is exactly this). Where a trace has router logits all experts are ranked; otherwise only the routed ones carry weight.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rgpu.policies.hooks import beats, lowest, wish_by_score
+from rgpu.policies.loop import CAP, CHANGES, R0, R1, REG, compiled, hook, loop, no_access, nothing
+from rgpu.policies.policy import Setting, Traits
+
+SCORE = 0  # f[SCORE, key]: the router's probability at the layer's last event
+EXPERTS, FIRST = R0, R1  # registers: experts a layer, first key of the layer of the current event
+
+
+@hook
+def score(m, f, keys, weights, feature):
+    if keys.shape[0] == 0:
+        return
+    first = keys[0] // m[REG, EXPERTS] * m[REG, EXPERTS]
+    m[REG, FIRST] = first
+    for e in range(m[REG, EXPERTS]):
+        f[SCORE, first + e] = feature[e]
+
+
+@hook
+def admit(m, f, key):
+    return beats(m, f, SCORE, key)
+
+
+@hook
+def victim(m, f):
+    return lowest(m, f, SCORE)
+
+
+@hook
+def wish(m, f):
+    return wish_by_score(m, f, SCORE, m[REG, FIRST], m[REG, EXPERTS], 0.0)
+
+
+@compiled
+def run(m, f, pool, kind, offs, keys, weights, nexts, touch_order, features, codes, victims, counts, plog):
+    loop(m, f, pool, kind, offs, keys, weights, nexts, touch_order, features, codes, victims, counts, plog,
+         score, admit, victim, nothing, nothing, no_access, wish)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RouterLag:
+    """Top of the last event's router probabilities; no parameters."""
+
+    name: ClassVar[str] = "router_lag"
+    traits: ClassVar[Traits] = Traits(frows=1, staging=True, weights=True, feature="router", demand=False)
+    run: ClassVar = staticmethod(run)
+
+    def prepare(self, setting: Setting) -> None:
+        setting.m[:, REG, EXPERTS] = setting.shape.experts
+        setting.m[:, REG, CHANGES] = setting.m[:, REG, CAP]

@@ -1,0 +1,1 @@
+"""Replay: routing events through the decision loop, bounds, and metrics."""

@@ -1,0 +1,243 @@
+"""The controller: one event at a time through the decision loop. Live inference and predictor-driven replay both use it.
+
+It decides on logical state alone (what was submitted, never whether a copy has landed), so a live run and the replay of
+its trace agree hit for hit and victim for victim. Legend: T tokens, K top-k, U union members, L MoE layers, E experts.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rgpu.contracts import Planner, Predictor
+from rgpu.errors import InputError
+from rgpu.policies.loop import (
+    BYPASS,
+    COUNTS,
+    DEMAND,
+    FILL,
+    HITS,
+    LOGGED,
+    PREFETCH,
+    PREFETCH_BUSY,
+    PREFETCH_HITS,
+    SLOT_OF,
+)
+from rgpu.policies.policy import Policy, runner
+from rgpu.replay.engine import LogEntry
+from rgpu.replay.events import TOUCH_ORDERS, union_of
+from rgpu.replay.features import event_feature
+from rgpu.replay.pool import PoolConfig, initial_state, lay_out
+from rgpu.types import MoEShape, RoutingEvent
+
+MISSING = np.iinfo(np.uint16).max  # a live event has no unrecorded ids
+_NO_NEXT = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do for one event, or one batch of proactive loads. Arrays are aligned with `experts` (int32 [U]).
+
+    `layers` int16 [U]; `codes` as in `policies.loop` (>= 0: load into that slot); `victims` keys evicted (-1 none);
+    `slots`: where the member is or goes (-1: a staging slot, or dropped). `waves`: members served together, in order:
+    hits in the first, staged misses at the end, at most `staging` a wave. Empty for proactive loads.
+    """
+
+    pool: int
+    kind: int
+    layers: np.ndarray
+    experts: np.ndarray
+    codes: np.ndarray
+    victims: np.ndarray
+    slots: np.ndarray
+    waves: list[np.ndarray]
+
+
+class Controller:
+    """Holds a policy's state for one model; `start` once, then `observe` and `ahead` for every event in order.
+
+    `feature` says what recorded inputs the policy may use ("hidden", "router", "routing" or ""); by default what its
+    traits ask for. `keep_log` collects every decision as `log`, comparable with `replay(..., log=True).log`.
+    """
+
+    def __init__(
+        self, policy: Policy, shape: MoEShape, pool: PoolConfig, *, predictor: Predictor | None = None,
+        planner: Planner | None = None, calibration: Any = None, seed: int = 0, touch_order: str = "rank",
+        feature: str | None = None, keep_log: bool = True,
+    ) -> None:  # fmt: skip
+        if policy.traits.needs_future:
+            raise InputError(
+                f"policy {policy.name}: needs the future, so it cannot run live; expected one that does not"
+            )
+        if (predictor is None) != (planner is None):
+            raise InputError("prefetch: got a predictor or a planner alone; expected both or neither")
+        if touch_order not in TOUCH_ORDERS:
+            raise InputError(f"replay.touch_order: got {touch_order!r}; expected one of {', '.join(TOUCH_ORDERS)}")
+        self.policy, self.shape, self.predictor, self.planner = policy, shape, predictor, planner
+        self.layout = lay_out(pool, policy, shape)
+        self.feature = policy.traits.feature if feature is None else feature
+        width = {"": 0, "hidden": shape.hidden}.get(self.feature, shape.experts)
+        self._m, self._f, self._fill = initial_state(self.layout, policy, shape, self.feature, width, calibration, seed)
+        self._run, self._reverse = runner(policy), touch_order == "reverse_rank"
+        self.counts = np.zeros(COUNTS, np.int64)
+        self.log: list[LogEntry] = []
+        self.accesses = 0
+        self._keep_log = keep_log
+        experts = shape.experts
+        self._mark, self._mass = np.zeros(experts, np.int64), np.zeros(experts, np.float32)
+        self._where, self._stamp = np.zeros(experts, np.int64), 1
+        self._plog = np.zeros((max(self.layout.main), 4), np.int64)
+        self._last: RoutingEvent | None = None
+        self._wishes: list[Decision] = []
+
+    @property
+    def pools(self) -> int:
+        return self.layout.pools
+
+    @property
+    def slots(self) -> list[int]:
+        """Slots of each pool that keep experts; `staging` more serve misses that are not kept."""
+        return self.layout.main
+
+    @property
+    def staging(self) -> int:
+        return self.layout.staging
+
+    @property
+    def hits(self) -> int:
+        return int(self.counts[HITS])
+
+    @property
+    def prefetch_hits(self) -> int:
+        return int(self.counts[PREFETCH_HITS])
+
+    def pool_of(self, layer: int) -> int:
+        return int(self.layout.pool_of[layer])
+
+    def resident_LE(self) -> np.ndarray:
+        """bool [L, E]: what is logically resident now."""
+        where = self._m[:, SLOT_OF, : self.layout.keys]
+        return (where >= 0).reshape(self.shape.layers, self.shape.experts)
+
+    def start(self) -> list[Decision]:
+        """Initial fill, as loads to submit before the first event; empty for most policies."""
+        filled = []
+        for p, keys in enumerate(self._fill):
+            if len(keys):
+                filled.append(self._proactive(p, FILL, keys, layer=-1, number=-1))
+        return filled
+
+    def observe(self, event: RoutingEvent) -> Decision:
+        """Decide one demand event; state advances. Proactive loads that follow from it come from `ahead`."""
+        ids_TK = np.ascontiguousarray(event.experts_TK, np.int16)
+        tokens, k = ids_TK.shape
+        weights_TK = np.zeros((0, k), np.float32) if event.weights_TK is None else event.weights_TK
+        room = min(tokens * k, self.shape.experts)
+        keys, mass = np.empty(room, np.int32), np.empty(room, np.float32)
+        touch = np.empty(room if self._reverse else 0, np.int32)
+        n, _ = union_of(ids_TK, weights_TK, self.shape.experts, MISSING, self._reverse, self._stamp, self._mark,
+                        self._mass, self._where, keys, mass, touch)  # fmt: skip
+        self._stamp += 3
+        experts, keys = keys[:n].copy(), keys[:n] + np.int32(self.layout.base[event.layer])
+        feature = np.zeros((1, 0), np.float32)
+        if self.feature:
+            feature = event_feature(self.feature, ids_TK, weights_TK, event.hidden_TD, event.logits_TE,
+                                    self.shape.experts, MISSING)[None]  # fmt: skip
+        pool = self.pool_of(event.layer)
+        before = self._m[pool, SLOT_OF, keys].copy()
+        self.counts[LOGGED] = 0
+        codes, victims = self._step(pool, DEMAND, keys, mass[:n], touch[:n], feature)
+        self.accesses += n
+        self._note(event.layer, event.pass_id, DEMAND, keys, codes, victims)
+        self._wishes = self._policy_loads(event, pool)
+        self._last = event
+        slots = np.where(codes >= 0, codes, before).astype(np.int32)
+        layers = np.full(n, event.layer, np.int16)
+        waves = list(split_waves(codes, slots, self.staging))
+        return Decision(pool, DEMAND, layers, experts, codes, victims, slots, waves)
+
+    def ahead(self) -> list[Decision]:
+        """Proactive loads after the last event, in the order to submit them: the policy's wishes, then the planner's.
+
+        None of them evicts a member of the last wave of the event just observed.
+        """
+        out, self._wishes = self._wishes, []
+        if self.predictor is None or self.planner is None or self._last is None:
+            return out
+        event = self._last
+        self.predictor.observe(event)
+        wanted: dict[int, list[int]] = {}
+        for key in self.planner.plan(self.predictor.predict(), self.resident_LE()):
+            wanted.setdefault(self.pool_of(key.layer), []).append(int(self.layout.base[key.layer]) + key.expert)
+        for pool, keys in wanted.items():
+            kind = PREFETCH_BUSY if pool == self.pool_of(event.layer) else PREFETCH
+            unique = np.asarray(list(dict.fromkeys(keys)), np.int32)
+            out.append(self._proactive(pool, kind, unique, event.layer, event.pass_id))
+        return out
+
+    def _step(
+        self, pool: int, kind: int, keys: np.ndarray, mass: np.ndarray, touch: np.ndarray, feature: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        codes, victims = np.empty(len(keys), np.int32), np.empty(len(keys), np.int32)
+        self._run(self._m, self._f, np.full(1, pool, np.int32), np.full(1, kind, np.int8),
+                  np.array([0, len(keys)], np.int64), keys, mass, _NO_NEXT, touch, feature, codes, victims, self.counts,
+                  self._plog)  # fmt: skip
+        return codes, victims
+
+    def _proactive(self, pool: int, kind: int, keys: np.ndarray, layer: int, number: int) -> Decision:
+        none = np.zeros(0, np.int32)
+        mass = np.zeros(len(keys), np.float32)
+        codes, victims = self._step(pool, kind, keys, mass, none, np.zeros((1, 0), np.float32))
+        self._note(layer, number, kind, keys, codes, victims)
+        return self._loads(pool, kind, keys, codes, victims)
+
+    def _policy_loads(self, event: RoutingEvent, pool: int) -> list[Decision]:
+        rows = self._plog[: self.counts[LOGGED]]
+        if not len(rows):
+            return []
+        keys, slots, victims = (rows[:, c].astype(np.int32) for c in (1, 2, 3))
+        self._note(event.layer, event.pass_id, PREFETCH_BUSY, keys, slots, victims)
+        return [self._loads(pool, PREFETCH_BUSY, keys, slots, victims)]
+
+    def _loads(self, pool: int, kind: int, keys: np.ndarray, codes: np.ndarray, victims: np.ndarray) -> Decision:
+        if self.layout.scope == "layer":
+            layers, experts = np.full(len(keys), pool, np.int16), keys
+        else:
+            layers, experts = (keys // self.shape.experts).astype(np.int16), keys % self.shape.experts
+        slots = np.where(codes >= 0, codes, -1).astype(np.int32)
+        return Decision(pool, kind, layers, experts.astype(np.int32), codes, victims, slots, [])
+
+    def _note(
+        self, layer: int, number: int, kind: int, keys: np.ndarray, codes: np.ndarray, victims: np.ndarray
+    ) -> None:
+        if self._keep_log and kind != FILL:
+            row = (tuple(keys.tolist()), tuple(codes.tolist()), tuple(victims.tolist()))
+            self.log.append((layer, number, kind, *row))
+
+
+def split_waves(codes: np.ndarray, slots: np.ndarray, staging: int) -> Iterator[np.ndarray]:
+    """Members served together, as index arrays. A load whose slot is taken within the current wave begins the next one:
+    the loop reuses a slot only when every resident of the wave has been served."""
+    wave = [int(i) for i in np.flatnonzero((codes != BYPASS) & (codes < 0))]
+    taken = {int(slots[i]) for i in wave}
+    for i in np.flatnonzero(codes >= 0):
+        if int(slots[i]) in taken:
+            yield np.asarray(wave, np.int64)
+            wave, taken = [], set()
+        wave.append(int(i))
+        taken.add(int(slots[i]))
+    if wave:
+        yield np.asarray(wave, np.int64)
+    staged = np.flatnonzero(codes == BYPASS)
+    for start in range(0, len(staged), max(1, staging)):
+        yield staged[start : start + max(1, staging)]
+
+
+def replay_events(controller: Controller, events: Iterator[RoutingEvent]) -> Controller:
+    """Drive a controller through recorded events: the replay that has a predictor in it. Returns the controller."""
+    controller.start()
+    for event in events:
+        controller.observe(event)
+        controller.ahead()
+    return controller

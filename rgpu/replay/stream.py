@@ -1,0 +1,34 @@
+"""A trace as a stream of `RoutingEvent`s, pass by pass and layer by layer: what predictors and the controller consume."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from rgpu.errors import TraceError
+from rgpu.replay.events import pass_groups
+from rgpu.types import RoutingEvent
+
+
+def routing_events(trace: Any) -> Iterator[RoutingEvent]:
+    """Events in the order they happened, floats as stored (float16 widened to float32).
+
+    Raises TraceError where ids were not recorded: an event with holes is not what the model did.
+    """
+    if (trace.expert_ids == trace.missing).any():
+        raise TraceError("expert_ids: got tokens that were not recorded; expected a complete trace to step through")
+    order, starts, numbers = pass_groups(trace)
+    for g, number in enumerate(numbers):
+        rows = order[starts[g] : starts[g + 1]]
+        ids = trace.expert_ids[rows].astype(np.int16)
+        weights = None if trace.weights is None else trace.weights[rows].astype(np.float32)
+        hidden = None if trace.hidden is None else trace.hidden[rows].astype(np.float32)
+        logits = None if trace.router_logits is None else trace.router_logits[rows].astype(np.float32)
+        phase = None if trace.phase is None else trace.phase[rows]
+        for layer in range(trace.layers):
+            yield RoutingEvent(
+                layer, int(number), ids[:, layer],
+                None if weights is None else np.ascontiguousarray(weights[:, layer]),
+                None if hidden is None else np.ascontiguousarray(hidden[:, layer]),
+                None if logits is None else np.ascontiguousarray(logits[:, layer]), phase,
+            )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Traces of expert routing: storage, validation, statistics, splits, recording."""

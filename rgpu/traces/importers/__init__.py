@@ -1,0 +1,1 @@
+"""Readers of foreign trace formats, one file a format."""

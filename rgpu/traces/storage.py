@@ -1,0 +1,128 @@
+"""Traces on disk: one safetensors file, header in its metadata, `hidden` in side shards (docs/trace_format.md)."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from rgpu.errors import TraceError
+from rgpu.traces.encode import METADATA_KEY, SHARD_BYTES, Source, told, write_files
+from rgpu.traces.importers.neutral_npz import load_neutral
+from rgpu.traces.trace import OPTIONAL, REQUIRED, Trace, TraceHeader
+from rgpu.traces.validate import header_from_json, validate
+from rgpu.traces.writer import TraceWriter
+
+__all__ = ["TraceWriter", "load_trace", "save_trace"]
+
+
+def save_trace(trace: Trace, path: Path | str, *, shard_bytes: int = SHARD_BYTES) -> Path:
+    """Validate and write `trace` (hidden states into shards of at most `shard_bytes`); all or nothing.
+
+    Returns the path. Raises `TraceError` for an invalid trace and for a path that cannot be written. The trace in
+    hand stays as it is.
+    """
+    validate(trace, name="cannot save trace", checksum=False)
+    header = TraceHeader(**trace.header.to_json())
+    write_files(Path(path), header, {name: Source.of(array) for name, array in trace.arrays().items()}, shard_bytes)
+    return Path(path)
+
+
+def load_trace(path: Path | str, hidden: bool = True, verify: bool = True) -> Trace:
+    """Read and validate a trace: `.safetensors` of rgpu or a neutral `.npz` with its sidecar.
+
+    `hidden=False` leaves the hidden states on disk; `verify=False` skips checksums, nothing else. Raises
+    `TraceError`, one line, for whatever is wrong with the file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise TraceError(
+            f"cannot read trace {path}: got no such file; expected a trace; check trace.path or run rgpu record"
+        )
+    if not path.is_file():
+        raise TraceError(f"cannot read trace {path}: got a folder; expected a .safetensors or .npz file; name the file")
+    if path.suffix == ".npz":
+        return validate(load_neutral(path, verify=verify), name=f"cannot use trace {path}", checksum=False)
+    if path.suffix != ".safetensors":
+        raise TraceError(f"cannot read trace {path}: got suffix '{path.suffix}'; expected .safetensors or .npz")
+    metadata, arrays = _read(path, set(REQUIRED) | set(OPTIONAL))
+    header, shards = _header(path, metadata)
+    lacking = [name for name in REQUIRED if name not in arrays]
+    if lacking:
+        raise TraceError(
+            f"cannot use trace {path}: got no array '{lacking[0]}'; expected {', '.join(REQUIRED)}; record it again"
+        )
+    trace = Trace(header=header, **arrays)
+    if hidden and shards:
+        trace.hidden = _hidden(path, shards, trace.tokens, verify)
+    return validate(trace, name=f"cannot use trace {path}", checksum=verify)
+
+
+def _read(path: Path, wanted: set[str]) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    try:
+        with told(path, "read trace"), safe_open(path, framework="np") as file:
+            names = wanted.intersection(file.keys())
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, TypeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise TraceError(
+            f"cannot read {path}: got a corrupt or truncated safetensors file ({reason}); copy or record it again"
+        ) from None
+
+
+def _header(path: Path, metadata: dict[str, str]) -> tuple[TraceHeader, list[dict[str, Any]]]:
+    if METADATA_KEY not in metadata:
+        raise TraceError(
+            f"cannot use {path}: got a safetensors file without '{METADATA_KEY}' header; expected a trace of rgpu"
+        )
+    try:
+        document = json.loads(metadata[METADATA_KEY])
+        if not isinstance(document, dict):
+            raise ValueError("not an object")
+        shards = [
+            {"file": str(s["file"]), "rows": int(s["rows"]), "sha256": str(s["sha256"])}
+            for s in document.get("hidden_shards", [])
+        ]
+        return header_from_json(document), shards
+    except TraceError as error:
+        raise TraceError(f"cannot use trace {path}: {error}") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise TraceError(
+            f"cannot use trace {path}: got an unreadable header ({error}); expected JSON; record it again"
+        ) from None
+
+
+def _hidden(path: Path, shards: list[dict[str, Any]], tokens: int, verify: bool) -> np.ndarray:
+    """The hidden states [N, L, D] of all shards."""
+    if (rows := sum(s["rows"] for s in shards)) != tokens:
+        raise TraceError(
+            f"cannot use trace {path}: got hidden shards of {rows} rows; expected {tokens}; record it again"
+        )
+    whole: np.ndarray | None = None
+    start = 0
+    for shard in shards:
+        file = path.with_name(Path(shard["file"]).name)
+        if not file.is_file():
+            raise TraceError(
+                f"cannot use trace {path}: got no hidden shard {file.name}; expected it beside the trace; copy it there"
+            )
+        part = _read(file, {"hidden"})[1].get("hidden")
+        if part is None or part.ndim != 3 or len(part) != shard["rows"] or part.dtype != np.float16:
+            raise TraceError(
+                f"cannot use hidden shard {file}: expected 'hidden' float16 of {shard['rows']} rows; copy it again"
+            )
+        if verify and hashlib.sha256(np.ascontiguousarray(part).data).hexdigest() != shard["sha256"]:
+            raise TraceError(f"cannot use hidden shard {file}: checksum mismatch with {path.name}; copy it again")
+        if whole is None:
+            whole = np.empty((tokens, *part.shape[1:]), np.float16)
+        if part.shape[1:] != whole.shape[1:]:
+            raise TraceError(
+                f"cannot use hidden shard {file}: got rows {part.shape[1:]}; expected {whole.shape[1:]}; copy it again"
+            )
+        whole[start : start + len(part)] = part
+        start += len(part)
+    if whole is None:
+        raise TraceError(f"cannot use trace {path}: got no hidden shard; record it again")
+    return whole
