@@ -14,7 +14,7 @@ from rgpu.traces.storage import load_trace
 SHARED = Path(os.environ.get("RGPU_SHARED", Path(__file__).parents[4] / "shared")) / "traces"
 
 
-def write(folder: Path, ids: np.ndarray, side: dict[str, Any] | None, **arrays: np.ndarray) -> Path:
+def write(folder: Path, ids: np.ndarray, side: dict[str, Any] | None, **arrays: Any) -> Path:
     path = folder / "t.npz"
     count = len(ids)
     np.savez(

@@ -19,12 +19,11 @@ def test_reuse_and_counts_equal_a_slow_loop(make_trace: Callable[..., Trace]) ->
     trace = make_trace(lengths=(9, 4, 1, 6), experts=5)
     trace.expert_ids[3, 1, 1] = trace.missing
     assert trace.phase is not None
-    trace.phase[11] = PADDING
+    phase_N = trace.phase
+    phase_N[11] = PADDING
 
     def row(token: int, layer: int) -> list[int]:
-        return (
-            [] if trace.phase[token] == PADDING else [e for e in trace.expert_ids[token, layer] if e != trace.missing]
-        )
+        return [] if phase_N[token] == PADDING else [e for e in trace.expert_ids[token, layer] if e != trace.missing]
 
     expected = np.zeros((trace.layers, 5), int)
     for layer in range(trace.layers):

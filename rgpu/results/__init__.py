@@ -1,0 +1,1 @@
+"""Results as data: tidy rows, where they came from, and how sure they are."""
