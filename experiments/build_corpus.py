@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import hydra
 import numpy as np
@@ -18,7 +19,8 @@ END_OF_TEXT = "<|endoftext|>"
 def collect(cfg: DictConfig, out: Path) -> pd.DataFrame:
     """Every usable document once: columns domain, source, doc, split, text."""
     rows, seen = [], set()
-    for source in tqdm(OmegaConf.to_container(cfg.corpus.sources), desc="sources", disable=None):
+    sources: Any = OmegaConf.to_container(cfg.corpus.sources)
+    for source in tqdm(sources, desc="sources", disable=None):
         for name, text in documents(source, fetch(source, out / "packages")):
             if text not in seen:
                 seen.add(text)

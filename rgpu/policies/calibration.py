@@ -11,10 +11,8 @@ def routing_vectors(trace: Any, layer: int, rows: Any) -> np.ndarray:
     """float32 [n, E]: gate weights scattered to their experts (1/k each where the trace has no weights)."""
     ids = trace.expert_ids[rows, layer].astype(np.int64)
     n, k = ids.shape
-    if trace.weights is None:
-        values = np.full((n, k), 1.0 / k, np.float32)
-    else:
-        values = trace.weights[rows, layer].astype(np.float32)
+    given = trace.weights
+    values = np.full((n, k), 1.0 / k, np.float32) if given is None else given[rows, layer].astype(np.float32)
     dense = np.zeros((n, trace.header.num_experts + 1), np.float32)
     ids = np.where(ids == trace.missing, trace.header.num_experts, ids)
     np.put_along_axis(dense, ids, values, axis=1)

@@ -18,6 +18,7 @@ from rgpu.policies.loop import (
     DEMAND,
     FILL,
     HITS,
+    KEY_OF,
     LOGGED,
     PREFETCH,
     PREFETCH_BUSY,
@@ -119,6 +120,10 @@ class Controller:
         """bool [L, E]: what is logically resident now."""
         where = self._m[:, SLOT_OF, : self.layout.keys]
         return (where >= 0).reshape(self.shape.layers, self.shape.experts)
+
+    def occupants(self, pool: int) -> np.ndarray:
+        """int64 [slots]: the key in each slot that keeps experts (-1: empty)."""
+        return self._m[pool, KEY_OF, : self.layout.main[pool]].copy()
 
     def start(self) -> list[Decision]:
         """Initial fill, as loads to submit before the first event; empty for most policies."""

@@ -77,6 +77,11 @@ class ReplayResult:
         return self.pieces[:, [DEMAND_LOADS, PROACTIVE_LOADS, FILL_LOADS]].sum(1)  # type: ignore[no-any-return]
 
     @property
+    def bytes_piece(self) -> np.ndarray:
+        """int64 [P]: bytes loaded in each piece (0 where sizes are unknown)."""
+        return self.pieces[:, LOADED_BYTES]  # type: ignore[no-any-return]
+
+    @property
     def hits_piece(self) -> np.ndarray:
         """int64 [P]: hits of each piece."""
         return self.pieces[:, HITS]  # type: ignore[no-any-return]
@@ -119,9 +124,7 @@ class SharedEvents:
         key = (scope, touch_order, by_layer)
         with self._lock:
             if key not in self._built:
-                self._built[key] = build_events(
-                    self._trace, scope=scope, touch_order=touch_order, by_layer=by_layer
-                )
+                self._built[key] = build_events(self._trace, scope=scope, touch_order=touch_order, by_layer=by_layer)
             return self._built[key]
 
 
@@ -169,10 +172,11 @@ def fill_pools(
 def replay(
     trace: Any, policy: Policy, pool: PoolConfig, *, reset: str = "none", touch_order: str = "rank",
     calibration: Any = None, seed: int = 0, log: bool = False, by_sequence: bool = False, chunk: int = FEATURE_PASSES,
+    shared: "SharedEvents | None" = None,
 ) -> ReplayResult:  # fmt: skip
     """Replay `trace` and count. `calibration` is a trace disjoint from it; `chunk` passes at a time where features are
-    needed (the result does not depend on it); `by_sequence` counts each sequence apart;
-    `shared` saves building the events again in a grid over one trace. Raises InputError or TraceError on what cannot be replayed."""
+    needed (the result does not depend on it); `by_sequence` counts each sequence apart; `shared` saves building the
+    events again in a grid over one trace. Raises InputError or TraceError on what cannot be replayed."""
     if policy.traits.weights:
         available(policy.traits.feature or "router", trace, policy.name)
     shape = trace.shape

@@ -81,9 +81,9 @@ def union_of(ids_TK, weights_TK, experts, missing, reverse, stamp, mark, mass, w
 
 
 @njit(cache=True, nogil=True)
-def _build(
+def _build(  # type: ignore[no-untyped-def]
     ids, weights_in, order, starts, by_layer, experts, missing, reverse, offs, keys, weights, touch, layers, passes
-):  # type: ignore[no-untyped-def]
+):
     groups = starts.shape[0] - 1
     L = ids.shape[1]
     mark = np.zeros(experts, np.int64)

@@ -37,7 +37,8 @@ def requests(path: Path, layer: int) -> np.ndarray:
 
 def oracle_hits(ids: np.ndarray, algorithm: str, slots: int, folder: Path) -> int:
     """libcachesim's integer hit count: one get a request, with each object's next access for Belady."""
-    following, last = np.full(len(ids), -1, np.int64), {}
+    following = np.full(len(ids), -1, np.int64)
+    last: dict[int, int] = {}
     for i in range(len(ids) - 1, -1, -1):
         following[i] = last.get(int(ids[i]), -1)
         last[int(ids[i])] = i

@@ -1,0 +1,84 @@
+"""From a config to objects: traces, pools, policies. Every command that replays or runs goes through these."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from rgpu.errors import InputError
+from rgpu.policies.policy import Policy
+from rgpu.replay.pool import PoolConfig
+from rgpu.traces.split import split
+from rgpu.traces.storage import load_trace
+from rgpu.traces.trace import Trace
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+DEFAULT_SHARE = 0.5  # of the documents, where a policy calibrates
+
+
+def parse_bytes(value: Any, name: str) -> int:
+    """Bytes from a number or a text such as 3000MiB."""
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", str(value))
+    if not found or found[2].lower() not in _UNITS:
+        raise InputError(f"{name}: got {value!r}; expected a size such as 3000MiB, 2GB or a number of bytes")
+    return int(float(found[1]) * _UNITS[found[2].lower()])
+
+
+def open_trace(cfg: DictConfig, hidden: bool = True) -> Trace:
+    """The trace of `cfg.path`; `cfg.expert_bytes` (one size, or one a layer) replaces the header's sizes."""
+    trace = load_trace(Path(cfg.path), hidden=hidden)
+    if (given := cfg.get("expert_bytes")) is not None:
+        sizes = [
+            parse_bytes(s, "trace.expert_bytes")
+            for s in (given if hasattr(given, "__len__") and not isinstance(given, str) else [given] * trace.layers)
+        ]
+        if len(sizes) != trace.layers or min(sizes) < 1:
+            raise InputError(f"trace.expert_bytes: got {len(sizes)} sizes; expected one, or {trace.layers} above 0")
+        trace.header.expert_bytes = sizes
+    return trace
+
+
+def pool_of(cfg: DictConfig, trace: Trace) -> PoolConfig:
+    """Pool settings; with neither slots nor bytes, a quarter of the experts."""
+    slots, size = cfg.slots, cfg.bytes
+    if slots is None and size is None:
+        experts = trace.header.num_experts * (trace.layers if cfg.scope == "global" else 1)
+        slots = max(1, experts // 4)
+    for name, value in (("slots", slots), ("staging", cfg.staging)):
+        if value is not None and (isinstance(value, bool) or int(value) != value or value < (name == "slots")):
+            raise InputError(f"pool.{name}: got {value!r}; expected a whole number from {int(name == 'slots')}")
+    return PoolConfig(cfg.scope, slots, None if size is None else parse_bytes(size, "pool.bytes"), cfg.staging)
+
+
+def make_policy(cfg: DictConfig) -> Policy:
+    """The policy a `conf/policy/*.yaml` names."""
+    return instantiate(cfg)  # type: ignore[no-any-return]
+
+
+def policy_choices() -> list[str]:
+    """Names of `conf/policy`, except the one that needs a file of the user's."""
+    folder = Path(__file__).resolve().parent.parent / "conf" / "policy"
+    return sorted(p.stem for p in folder.glob("*.yaml") if p.stem != "plain")
+
+
+def policy_named(name: str) -> Policy:
+    """The policy of `conf/policy/<name>.yaml`, from inside a running job (its search path counts)."""
+    return make_policy(compose(overrides=[f"+policy={name}"]).policy)
+
+
+def scored_parts(trace: Trace, share: float | str, needed: bool, seed: int) -> tuple[Trace | None, Trace, str | None]:
+    """(calibration, scored, digest). `share` "auto": half of the documents where a policy calibrates, else everything
+    is scored; a number from 0 splits in any case."""
+    if share == "auto":
+        share = DEFAULT_SHARE if needed else 0.0
+    if not isinstance(share, int | float) or not 0 <= share < 1:
+        raise InputError(f"calibration.share: got {share!r}; expected auto or a number from 0 to below 1")
+    if share == 0:
+        return None, trace, None
+    parts = split(trace, calibration=float(share), seed=seed)
+    if not len(parts.calibration):
+        raise InputError("calibration: got a trace of one document; expected at least two; record more prompts")
+    return trace.select(parts.calibration), trace.select(parts.scored), parts.digest

@@ -1,0 +1,38 @@
+"""Replay a trace through one policy and count hits, loads and bytes."""
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from rgpu.experiments.command import command
+from rgpu.experiments.inputs import make_policy, open_trace, pool_of, scored_parts
+from rgpu.replay.engine import replay
+
+
+@command("replay")
+def run(cfg: DictConfig) -> dict[str, Any]:
+    policy = make_policy(cfg.policy)
+    trace = open_trace(cfg.trace, hidden=policy.traits.feature == "hidden")
+    calibration, scored, digest = scored_parts(trace, cfg.calibration.share, policy.traits.calibration, cfg.seed)
+    result = replay(
+        scored,
+        policy,
+        pool_of(cfg.pool, trace),
+        reset=cfg.replay.reset,
+        touch_order=cfg.replay.touch_order,
+        calibration=calibration,
+        seed=cfg.seed,
+    )
+    return result.to_json() | {
+        "reset": cfg.replay.reset,
+        "bound": policy.traits.bound,
+        "model": trace.header.model,
+        "tokens": scored.tokens,
+        "sequences": scored.sequences,
+        "calibration_sequences": calibration.sequences if calibration else 0,
+        "split": digest,
+    }
+
+
+if __name__ == "__main__":
+    run.main()

@@ -1,0 +1,61 @@
+"""The sweep: same counts as single replays, one parquet, and a killed one that continues."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rgpu.experiments import sweep as module
+from rgpu.experiments.sweep import run
+from rgpu.results.rows import read
+from rgpu.traces.storage import save_trace
+from tests.support import routed_trace
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    return save_trace(routed_trace(4, tokens=60, sequences=3, sizes=(10, 10)), tmp_path / "t.safetensors")
+
+
+def sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, object]:
+    monkeypatch.setattr("sys.argv", ["sweep", *words])
+    run.main()
+    found: dict[str, object] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return found
+
+
+def test_grid_becomes_rows(
+    trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "rows.parquet"
+    words = (f"trace.path={trace}", "grid.policy=[lru,belady]", "grid.slots=[2,4]", f"out={out}", "replay.reset=none")
+    made = sweep(monkeypatch, capsys, *words)
+    rows = read(out)
+    assert made["row_count"] == len(rows) and made["replays"] == 4
+    hit = rows[rows["metric"] == "hit_rate"].set_index(["policy", "slots"])["value"]
+    assert (hit["belady"] >= hit["lru"]).all()
+    assert list(tmp_path.glob(".rows-parts-*")) == []
+
+
+def test_a_killed_sweep_continues_and_loses_nothing(
+    trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "rows.parquet"
+    words = (f"trace.path={trace}", "grid.policy=[lru]", "grid.slots=[2,3,4]", f"out={out}", "workers=1")
+    real, done = module.replay, []
+
+    def dies(*args: object, **named: object) -> object:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(1)
+        return real(*args, **named)
+
+    monkeypatch.setattr(module, "replay", dies)
+    with pytest.raises(SystemExit) as stop:
+        sweep(monkeypatch, capsys, *words)
+    assert stop.value.code == 130 and not out.exists()
+    count = []
+    monkeypatch.setattr(module, "replay", lambda *a, **k: count.append(1) or real(*a, **k))
+    assert sweep(monkeypatch, capsys, *words)["replays"] == 3
+    assert len(count) == 1
+    assert sorted(set(read(out)["slots"])) == [2, 3, 4]

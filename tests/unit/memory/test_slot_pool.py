@@ -1,0 +1,71 @@
+"""Copy states of slots: legal moves only."""
+
+import pytest
+import torch
+
+from rgpu.errors import ConsistencyError
+from rgpu.memory.process import peak_rss_bytes, rss_anon_bytes
+from rgpu.memory.slot_pool import CopyState, SlotPool
+from rgpu.store.layout import ALIGNMENT, ExpertLayout
+from rgpu.types import ExpertKey
+
+A, B = ExpertKey(0, 1), ExpertKey(0, 2)
+
+
+def pool(rows: int = 3) -> SlotPool:
+    return SlotPool(ExpertLayout(5, 7, torch.float32), rows)
+
+
+def test_rows_are_aligned_and_apart() -> None:
+    made = pool()
+    for row in made.buffer:
+        assert row.data_ptr() % ALIGNMENT == 0
+    made.begin(0, A)
+    made.begin(1, B)
+    made.finish(0)
+    made.finish(1)
+    first, second = made.pin(0, A), made.pin(1, B)
+    made.buffer.zero_()
+    for view in first:
+        view.fill_(1)
+    assert first[0].shape == (10, 7)
+    assert first[1].shape == (7, 5)
+    assert not any(view.any() for view in second)
+    assert made.nbytes == made.buffer.nbytes
+
+
+def test_states_and_superseded_copies() -> None:
+    made = pool()
+    assert made.state(1) is CopyState.EMPTY
+    made.begin(1, A)
+    made.begin(1, B)
+    made.finish(1)
+    assert made.state(1) is CopyState.LOADING
+    with pytest.raises(ConsistencyError, match="LOADING"):
+        made.pin(1, B)
+    made.finish(1)
+    assert (made.state(1), made.key(1)) == (CopyState.READY, B)
+
+
+def test_illegal_moves() -> None:
+    made = pool()
+    with pytest.raises(ConsistencyError, match="never queued"):
+        made.finish(0)
+    with pytest.raises(ConsistencyError, match="EMPTY"):
+        made.pin(0, A)
+    made.begin(0, A)
+    made.finish(0)
+    with pytest.raises(ConsistencyError, match="should hold"):
+        made.pin(0, B)
+    made.pin(0, A)
+    with pytest.raises(ConsistencyError, match="while a computation reads"):
+        made.begin(0, B)
+    made.unpin(0)
+    made.begin(0, B)
+
+
+def test_process_memory() -> None:
+    before = rss_anon_bytes()
+    held = torch.ones(16 << 20, dtype=torch.uint8)
+    assert rss_anon_bytes() >= before + held.nbytes // 2
+    assert peak_rss_bytes() >= rss_anon_bytes()

@@ -1,0 +1,84 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from rgpu.errors import InputError
+from rgpu.predictors.base import load_predictor, write_atomic
+from rgpu.predictors.popularity import Popularity
+from rgpu.predictors.previous_token import PreviousToken
+from tests.predicting import learnable_trace
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    Popularity(horizon=2).fit(learnable_trace()).save(tmp_path / "deep" / "p.v1")
+    return tmp_path / "deep" / "p.v1"
+
+
+def edit(stem: Path, **values: object) -> None:
+    header = Path(f"{stem}.json")
+    header.write_text(json.dumps(json.loads(header.read_text()) | values))
+
+
+def test_header_says_what_it_is(saved: Path) -> None:
+    document = json.loads(Path(f"{saved}.json").read_text())
+    assert (document["kind"], document["parameters"]) == ("popularity", {"horizon": 2})
+    assert document["_target_"] == "rgpu.predictors.popularity.Popularity"
+    assert document["schema"]["experts"] == 8
+    assert load_predictor(f"{saved}.json").horizon == 2
+
+
+def test_wrong_kind(saved: Path) -> None:
+    with pytest.raises(InputError, match="holds a predictor 'popularity'; expected 'previous_token'"):
+        load_predictor(saved, PreviousToken)
+
+
+@pytest.mark.parametrize("target", ["json.loads", "nowhere.Such", "rgpu.predictors.popularity.Nothing", "", "x"])
+def test_target_must_be_a_class_with_load(saved: Path, target: str) -> None:
+    edit(saved, _target_=target)
+    with pytest.raises(InputError, match="expected an importable class"):
+        load_predictor(saved)
+
+
+def test_missing_or_broken_files(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot read .*none.json"):
+        load_predictor(tmp_path / "none")
+    tensors = Path(f"{saved}.safetensors")
+    tensors.write_bytes(tensors.read_bytes()[:-5])
+    with pytest.raises(InputError, match="cannot read predictor"):
+        load_predictor(saved)
+    tensors.unlink()
+    with pytest.raises(InputError, match="cannot read predictor"):
+        load_predictor(saved)
+    edit(saved, format="other")
+    with pytest.raises(InputError, match="format 'other'"):
+        load_predictor(saved)
+    Path(f"{saved}.json").write_text("{")
+    with pytest.raises(InputError, match="cannot read"):
+        load_predictor(saved)
+
+
+def test_unknown_parameter_of_a_newer_version(saved: Path) -> None:
+    edit(saved, parameters={"horizon": 2, "novelty": 1})
+    with pytest.raises(InputError, match="cannot read predictor"):
+        load_predictor(saved)
+
+
+def test_event_of_a_layer_that_the_model_lacks() -> None:
+    import numpy as np
+
+    from rgpu.types import RoutingEvent
+
+    predictor = Popularity().fit(learnable_trace())
+    with pytest.raises(InputError, match="MoE layer 4"):
+        predictor.observe(RoutingEvent(4, 0, np.zeros((1, 2), np.int16)))
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_text("old")
+    with pytest.raises(Exception, match="dtype|numpy|attribute"):
+        write_atomic(path, {"a": object()})  # type: ignore[dict-item]
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+    assert path.read_text() == "old"
