@@ -1,0 +1,131 @@
+"""From a config to a live run: what `rgpu generate` needs before a session can be opened."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from rgpu.errors import InputError
+from rgpu.experiments.inputs import make_policy, parse_bytes
+from rgpu.policies.policy import Policy
+from rgpu.predictors.base import load_predictor
+from rgpu.replay.controller import Controller
+from rgpu.replay.features import available
+from rgpu.replay.pool import PoolConfig
+from rgpu.runtime.session import sample_event
+from rgpu.store.layout import DTYPES
+from rgpu.traces.storage import load_trace
+from rgpu.traces.trace import Trace
+from rgpu.types import MoEShape
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What decides: `controller(shape)` builds a new one each time; `hidden`: it reads the router's input."""
+
+    policy: Policy
+    predictor: str | None
+    calibration: Trace | None
+    hidden: bool
+    pool: Callable[[MoEShape], PoolConfig]
+    controller: Callable[[MoEShape], Controller]
+
+
+def set_up(cfg: DictConfig) -> Setup:
+    """Policy, predictor and calibration of `cfg` (`conf/generate.yaml`), checked as far as they can be before a model
+    is there."""
+    policy = make_policy(cfg.policy)
+    if policy.traits.needs_future or policy.traits.bound:
+        raise InputError(
+            f"policy {policy.name}: got a policy that needs the future; expected one that can run live, such as lru"
+        )
+    saved = cfg.calibration.predictor
+    chosen = cfg.get("predictor")
+    if saved is not None and chosen is not None:
+        raise InputError("got predictor and calibration.predictor; expected one of them; drop predictor=")
+    fitted = _gate_lookahead(chosen, cfg.model) if chosen is not None else None
+    learns = chosen is not None and fitted is None
+    calibration = _calibration(cfg) if policy.traits.calibration or learns else None
+    if learns:
+        fitted = instantiate(chosen).fit(calibration)
+    if saved is not None:
+        fitted = load_predictor(saved)
+    feature = policy.traits.feature
+    if feature and calibration is not None:
+        feature = available(feature, calibration, policy.name)
+    hidden = feature == "hidden" or "hidden" in getattr(fitted, "needs", ())
+
+    def pool(shape: MoEShape) -> PoolConfig:
+        return _pool(cfg.pool, shape)
+
+    def controller(shape: MoEShape) -> Controller:
+        if calibration is not None and policy.traits.calibration:
+            _check_model(calibration, shape, cfg)
+        if fitted is not None:
+            fitted.check(shape).observe(sample_event(shape, hidden))
+            fitted.predict()  # compiles
+            fitted.reset()
+        planner = instantiate(cfg.planner) if fitted is not None else None
+        return Controller(
+            policy, shape, pool(shape), predictor=fitted, planner=planner, seed=cfg.seed, feature=feature,
+            calibration=calibration if policy.traits.calibration else None,
+        )  # fmt: skip
+
+    name = None if fitted is None else str(fitted.name)
+    return Setup(policy, name, calibration, hidden, pool, controller)
+
+
+def dtype_of(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise InputError(f"dtype: got {name!r}; expected one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def prompts_of(value: Any) -> list[str]:
+    """One text or several."""
+    given = OmegaConf.to_container(value) if OmegaConf.is_config(value) else [value]
+    if not isinstance(given, list) or not given or not all(isinstance(text, str | int | float) for text in given):
+        raise InputError(f"prompt: got {given!r}; expected a text or a list of texts")
+    return [str(text) for text in given]
+
+
+def _gate_lookahead(chosen: DictConfig, model: str) -> Any:
+    """A predictor that needs no data reads the routers of the model that runs; None for those that learn."""
+    if "model" not in chosen:
+        return None
+    return instantiate(chosen, model=model).fit()
+
+
+def _calibration(cfg: DictConfig) -> Trace:
+    path = Path(cfg.calibration.trace)
+    if not path.exists():
+        raise InputError(
+            f"calibration.trace: got no file {path}; expected a trace of the model; make one with "
+            f"rgpu record model={cfg.model} out=trace.safetensors and set calibration.trace=trace.safetensors"
+        )
+    return load_trace(path)
+
+
+def _check_model(trace: Trace, shape: MoEShape, cfg: DictConfig) -> None:
+    got = (trace.layers, trace.header.num_experts, trace.header.top_k)
+    expected = (shape.layers, shape.experts, shape.top_k)
+    if got != expected:
+        raise InputError(
+            f"calibration.trace: got a trace of another model ({trace.header.model}: layers, experts, top-k {got}); "
+            f"expected {expected}; record one with rgpu record model={cfg.model}"
+        )
+
+
+def _pool(cfg: DictConfig, shape: MoEShape) -> PoolConfig:
+    """Pool settings; with neither slots nor bytes, a quarter of the experts."""
+    slots, size = cfg.slots, cfg.bytes
+    if slots is None and size is None:
+        slots = max(1, shape.experts * (shape.layers if cfg.scope == "global" else 1) // 4)
+    for name, value, low in (("slots", slots, 1), ("staging", cfg.staging, 0)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+            raise InputError(f"pool.{name}: got {value!r}; expected a whole number from {low}")
+    return PoolConfig(cfg.scope, slots, None if size is None else parse_bytes(size, "pool.bytes"), cfg.staging)

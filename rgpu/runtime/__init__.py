@@ -1,0 +1,1 @@
+"""Live inference: a transformers model whose experts run from a slot pool."""

@@ -1,0 +1,92 @@
+"""Which experts a local model has, found on a skeleton without weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from rgpu.checkpoint.experts import checkpoint_files
+from rgpu.errors import InputError
+from rgpu.traces.moe_layers import moe_layers
+
+_WANTED = {
+    "is_transposed": False, "is_concatenated": True, "has_bias": False, "has_gate": True, "has_post_expert_norm": False,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A model's config, its class, the class of its experts modules, where those sit (`layer_ids` of the model) and
+    their size: `experts` a layer of which `top_k` are routed, `intermediate` and `hidden` the dimensions of one."""
+
+    config: PretrainedConfig
+    model_class: type[PreTrainedModel]
+    experts_class: type[torch.nn.Module]
+    layer_ids: tuple[int, ...]
+    experts: int
+    top_k: int
+    intermediate: int
+    hidden: int
+
+    def differs_from(self, layer_ids: tuple[int, ...], experts: int, intermediate: int, hidden: int) -> str:
+        """What sets these weights apart from the config, in words; "" when they fit."""
+        ours = (self.layer_ids, self.experts, self.intermediate, self.hidden)
+        if ours == (layer_ids, experts, intermediate, hidden):
+            return ""
+        say = "{1} experts of {2} x {3} in layers {0}".format
+        return f"got weights of {say(list(layer_ids), experts, intermediate, hidden)}; config.json says {say(*ours)}"
+
+
+def read_architecture(model_dir: Path) -> Architecture:
+    """Reads config.json and builds the model on the meta device. Raises `InputError` for a folder that is missing or
+    incomplete, a model without routed experts, and experts of a layout that rgpu cannot run."""
+    checkpoint_files(model_dir)
+    config = _config(model_dir)
+    if getattr(config, "quantization_config", None) is not None:
+        raise InputError(
+            f"cannot run {model_dir}: got a quantised checkpoint; expected float weights; dequantise it first"
+        )
+    mapping: Any = AutoModelForCausalLM._model_mapping
+    if type(config) not in mapping:
+        raise InputError(
+            f"cannot run {model_dir}: got model type '{config.model_type}' without a causal language model in "
+            "transformers; expected a Mixture-of-Experts one such as qwen3_moe or olmoe"
+        )
+    model_class = mapping[type(config)]
+    with torch.device("meta"):
+        skeleton = model_class(config)
+    layers = moe_layers(skeleton)
+    classes = {type(layer.experts) for layer in layers}
+    experts = layers[0].experts
+    odd = [
+        f"{name}={getattr(experts, name, None)}"
+        for name, value in _WANTED.items()
+        if getattr(experts, name, value) != value
+    ]
+    if odd or len(classes) > 1 or not hasattr(experts, "gate_up_proj"):
+        got = ", ".join(odd) or " and ".join(sorted(c.__name__ for c in classes))
+        raise InputError(
+            f"cannot run {model_dir}: got experts with {got}; expected plain gated experts (gate_up_proj, down_proj) "
+            "as in qwen3_moe or olmoe; choose such a model"
+        )
+    layer_ids = tuple(layer.layer_id for layer in layers)
+    text = config.get_text_config()
+    top_k, (_, doubled, hidden) = int(text.num_experts_per_tok), experts.gate_up_proj.shape
+    return Architecture(
+        config, model_class, classes.pop(), layer_ids, layers[0].num_experts, top_k, doubled // 2, hidden
+    )
+
+
+def _config(model_dir: Path) -> PretrainedConfig:
+    if not (model_dir / "config.json").exists():
+        raise InputError(
+            f"no model at {model_dir}: got a folder without config.json; expected a transformers model folder"
+        )
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(model_dir, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        line = " ".join(str(error).split())[:160]
+        raise InputError(f"cannot read {model_dir}/config.json: got {line}; expected a transformers config") from None
+    return config

@@ -1,0 +1,171 @@
+"""`OffloadSession`: a transformers model that generates while its experts live in a store and run from a slot pool."""
+
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rgpu.errors import InputError
+from rgpu.memory.process import peak_rss_bytes, rss_anon_bytes
+from rgpu.memory.slot_pool import SlotPool
+from rgpu.replay.controller import Controller
+from rgpu.runtime.architecture import Architecture, read_architecture
+from rgpu.runtime.executor import PoolExecutor
+from rgpu.runtime.loading import load_dense, load_tokenizer
+from rgpu.store.convert import open_store
+from rgpu.store.expert_store import ExpertStore
+from rgpu.traces.moe_layers import moe_layers
+from rgpu.traces.passes import PassTracker
+from rgpu.traces.recorder import TraceRecorder
+from rgpu.traces.storage import load_trace
+from rgpu.traces.trace import DECODE, Trace
+from rgpu.transfer.host import HostTransfer
+from rgpu.types import MoEShape, RoutingEvent
+
+ControllerFactory = Callable[[MoEShape], Controller]
+
+
+class OffloadSession:
+    """A model with its store, pools, controller and transfer thread; `with OffloadSession.open(...) as session:`.
+
+    `session.model.generate(...)` works as always; every decision comes from the controller and is in `session.log`.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, architecture: Architecture,
+        store: ExpertStore, make_controller: ControllerFactory, *, hidden: bool = False, record: bool = True,
+    ) -> None:  # fmt: skip
+        self.model = model
+        self.tokenizer = tokenizer
+        self.architecture = architecture
+        self.store = store
+        self._anon_before = rss_anon_bytes()
+        self._stack = ExitStack()
+        self._trace: Trace | None = None
+        self._recorder: TraceRecorder | None = None
+        try:
+            self._begin(make_controller, hidden, record)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    @classmethod
+    def open(
+        cls, model_dir: str | Path, make_controller: ControllerFactory, *, dtype: torch.dtype = torch.float32,
+        store: str = "disk", threads: int | None = None, hidden: bool = False, record: bool = True,
+        cache: Path | None = None,
+    ) -> "OffloadSession":  # fmt: skip
+        """Opens the model in `model_dir`; the first time, its experts are converted to a store in `dtype`.
+
+        `make_controller(shape)` builds the controller, each time anew (the first one only compiles). `store`: "disk"
+        (memory-mapped) or "ram". `hidden`: events and the recorded trace carry the router's input, which some policies
+        and predictors read. `threads`: torch's, while open. `cache`: folder of stores, by default `cache_folder()`.
+        Raises `InputError` for models that are missing, broken, not Mixture-of-Experts or of an unsupported layout.
+        """
+        folder, anon_before = Path(model_dir), rss_anon_bytes()
+        architecture = read_architecture(folder)
+        experts = open_store(folder, dtype, store, cache)
+        layout = experts.layout
+        if odd := architecture.differs_from(experts.layer_ids, experts.experts, layout.intermediate, layout.hidden):
+            raise InputError(f"cannot run {folder}: {odd}; use weights and config of one model")
+        model = load_dense(folder, architecture, dtype)
+        session = cls(
+            model, load_tokenizer(folder), architecture, experts, make_controller, hidden=hidden, record=record
+        )
+        session._anon_before = anon_before
+        if threads is not None:
+            session._stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(threads)
+        return session
+
+    def _begin(self, make_controller: ControllerFactory, hidden: bool, record: bool) -> None:
+        self.shape = self.store.shape(self.architecture.top_k)
+        make_controller(self.shape).observe(sample_event(self.shape, hidden))  # compiles the policy; thrown away
+        self.controller = make_controller(self.shape)
+        rows = [slots + self.controller.staging for slots in self.controller.slots]
+        self.pools = [SlotPool(self.store.layout, count) for count in rows]
+        self.transfer = HostTransfer(self.store, self.pools)
+        self._stack.callback(self.transfer.close)
+        tracker = self._stack.enter_context(PassTracker(self.model))
+        if record:
+            self._record(hidden)
+        executor = PoolExecutor(self.controller, self.pools, self.transfer, lambda: tracker.current, hidden)
+        for index, layer in enumerate(moe_layers(self.model)):
+            layer.experts.layer, layer.experts.run = index, executor
+            self._stack.callback(setattr, layer.experts, "run", None)
+
+    def _record(self, hidden: bool) -> None:
+        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="rgpu-trace-"))
+        recorder = TraceRecorder(
+            self.model,
+            Path(folder) / "own.safetensors",
+            hidden=hidden,
+            padding=True,
+            expert_bytes=self.shape.expert_bytes,
+        )
+        self._recorder = recorder.__enter__()
+        self._stack.callback(self._stop_recording)
+
+    def _stop_recording(self) -> None:
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None:
+            error = InputError("not asked for")
+            recorder.__exit__(InputError, error, None)
+
+    def trace(self) -> Trace:
+        """What the session has run so far, padding rows included; ends its recording."""
+        if self._trace is None:
+            recorder, self._recorder = self._recorder, None
+            if recorder is None:
+                raise InputError("no trace: got a session that does not record; open it with record=True")
+            recorder.__exit__(None, None, None)
+            self._trace = load_trace(recorder.writer.path)
+        return self._trace
+
+    @property
+    def log(self) -> list[Any]:
+        """The controller's decisions, in order."""
+        return self.controller.log
+
+    def memory(self) -> dict[str, int]:
+        """Bytes: `pool_bytes` (all slots, staging included), `dense_bytes` (everything but routed experts),
+        `store_mapped_bytes` (file mapped read-only), `store_ram_bytes`, `peak_rss_bytes` (file pages included),
+        `rss_anon_bytes` (private memory of the process now), `rss_anon_growth_bytes` (of that, since this session began
+        to open), `experts_bytes` (what the experts of a resident model would take)."""
+        anon = rss_anon_bytes()
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        dense = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        return {
+            "pool_bytes": sum(pool.nbytes for pool in self.pools),
+            "dense_bytes": sum(dense.values()),
+            "store_mapped_bytes": self.store.mapped_bytes,
+            "store_ram_bytes": self.store.nbytes - self.store.mapped_bytes,
+            "experts_bytes": sum(self.shape.expert_bytes) * self.shape.experts,
+            "peak_rss_bytes": peak_rss_bytes(),
+            "rss_anon_bytes": anon,
+            "rss_anon_growth_bytes": anon - self._anon_before,
+        }
+
+    def close(self) -> None:
+        """Ends the transfer thread and the recording; the model cannot run afterwards."""
+        self._stack.close()
+        self.store.close()
+
+    def __enter__(self) -> "OffloadSession":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def sample_event(shape: MoEShape, hidden: bool) -> RoutingEvent:
+    """A decode event of layer 0 such as a model of this shape gives, for compiling what decides before it is timed."""
+    ids_TK = np.arange(shape.top_k, dtype=np.int16)[None]
+    hidden_TD = np.zeros((1, shape.hidden), np.float32) if hidden else None
+    phase_T = np.full(1, DECODE, np.uint8)
+    return RoutingEvent(0, 0, ids_TK, np.ones(ids_TK.shape, np.float32), hidden_TD, phase_T=phase_T)

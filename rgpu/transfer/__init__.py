@@ -1,0 +1,1 @@
+"""Engines that move experts from the store into slots."""
