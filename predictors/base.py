@@ -1,0 +1,273 @@
+"""What every predictor shares: parameters, forecast rows, and saving as safetensors + json (never pickle).
+
+Legend: T rows of one event, N rows scored together, P passes of a trace, L MoE layers, E experts, H rows of a forecast,
+D hidden size.
+"""
+
+import importlib
+import inspect
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from rgpu.contracts import Forecast
+from rgpu.errors import InputError
+from rgpu.traces.split import Split
+from rgpu.traces.trace import DECODE, PADDING, Trace
+from rgpu.types import MoEShape, RoutingEvent
+
+FORMAT = "rgpu-predictor-1"
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What a fitted predictor was fitted on, hence what it may be used on. `hidden` 0: hidden states are not read."""
+
+    model: str
+    revision: str
+    layers: int
+    experts: int
+    top_k: int
+    hidden: int = 0
+    trace_checksum: str = ""
+    split_digest: str = ""
+
+
+class BasePredictor:
+    """Scikit-learn manners: `__init__` stores parameters, `fit` returns self, fitted state ends in an underscore.
+
+    A forecast has one row for each of the next `horizon` MoE layers of this pass, as many as exist, then one row for
+    the same layer in the next pass. What it is computed from, in an event of several rows, is `speaking_rows`.
+    Subclasses give `name`, `_fit`, `_score` and `predict_trace`; fitted arrays live in `tensors_` by name.
+    """
+
+    name = ""
+    needs: tuple[str, ...] = ()  # optional arrays of a trace without which neither fit nor predict works
+
+    def __init__(self, horizon: int = 4) -> None:
+        self.horizon = horizon
+
+    # -- fitting
+
+    def fit(self, trace: Trace, split: Split | None = None, checkpoint: Path | None = None) -> Self:
+        """Fit on the calibration sequences of `split`, or on the whole trace; `TraceError` where an array is missing.
+
+        `checkpoint`: where a predictor that trains keeps its state, so that fitting again continues a killed training.
+        """
+        self._check_parameters()
+        for array in self.needs:
+            trace.require(array, f"predictor {self.name}")
+        part = trace if split is None else trace.select(split.calibration)
+        if not part.tokens:
+            raise InputError(
+                f"cannot fit {self.name}: got no calibration tokens; expected at least one; use more sequences"
+            )
+        header, shape = trace.header, trace.shape
+        self.schema_ = Schema(
+            model=header.model,
+            revision=header.revision,
+            layers=shape.layers,
+            experts=shape.experts,
+            top_k=shape.top_k,
+            hidden=shape.hidden if "hidden" in self.needs else 0,
+            trace_checksum=header.checksum or trace.checksum(),
+            split_digest="" if split is None else split.digest,
+        )
+        self.tensors_: dict[str, np.ndarray] = self._fit(part, checkpoint)
+        self.reset()
+        return self
+
+    def _check_parameters(self) -> None:
+        if self.horizon < 1:
+            raise InputError(
+                f"predictor {self.name}: got horizon {self.horizon}; expected 1 or more; set predictor.horizon"
+            )
+
+    def _fit(self, part: Trace, checkpoint: Path | None) -> dict[str, np.ndarray]:
+        raise NotImplementedError
+
+    # -- forecasting
+
+    def reset(self) -> None:
+        """Forget the sequence, keep what was fitted."""
+        self._layer = -1
+
+    def observe(self, event: RoutingEvent) -> None:
+        """Take note of one event; the next `predict` speaks from it."""
+        self._fitted()
+        if not 0 <= event.layer < self.schema_.layers:
+            raise InputError(
+                f"predictor {self.name}: got an event of MoE layer {event.layer}; expected one of the "
+                f"{self.schema_.layers} of {self.schema_.model}; fit it on this model"
+            )
+        self._layer = event.layer
+
+    def predict(self) -> Forecast:
+        """The forecast after the last observed event: mean over its speaking rows, zero where it had none."""
+        self._fitted()
+        if self._layer < 0:
+            raise InputError(f"predictor {self.name}: got predict() before any event; call observe(event) first")
+        layers, ahead = self.targets(self._layer)
+        probs_NHE = self._score(self._layer)
+        total_HE = np.add.reduce(probs_NHE, axis=0, dtype=np.float32)
+        return Forecast(layers, ahead, total_HE / np.float32(max(1, len(probs_NHE))))
+
+    def targets(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """`layers` and `tokens_ahead` int64 [H] of a forecast made at `layer`."""
+        later = range(layer + 1, min(layer + 1 + self.horizon, self.schema_.layers))
+        return np.array([*later, layer], np.int64), np.array([0] * len(later) + [1], np.int64)
+
+    def _score(self, layer: int) -> np.ndarray:
+        """float32 [N, H, E] for the speaking rows of the last event."""
+        raise NotImplementedError
+
+    def predict_trace(self, trace: Trace, layer: int, rows_P: np.ndarray, first_P: np.ndarray) -> np.ndarray:
+        """float32 [P, H, E]: bit for bit what observe and predict give at `layer` in the passes of a batch-1 trace.
+
+        `rows_P` int64 is the speaking row of each pass (its token in the trace), pass by pass; `first_P` bool marks the
+        first pass of a sequence, before which the predictor is reset.
+        """
+        raise NotImplementedError
+
+    # -- saving
+
+    def params(self) -> dict[str, Any]:
+        """Constructor parameters by name."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def save(self, path: str | Path) -> Path:
+        """Write `<path>.safetensors` and `<path>.json`, each replaced atomically; returns the first."""
+        self._fitted()
+        stem = _stem(path)
+        tensors, header = Path(f"{stem}.safetensors"), Path(f"{stem}.json")
+        tensors.parent.mkdir(parents=True, exist_ok=True)
+        document = {
+            "format": FORMAT,
+            "kind": self.name,
+            "_target_": f"{type(self).__module__}.{type(self).__qualname__}",
+            "parameters": self.params(),
+            "schema": asdict(self.schema_),
+        }
+        write_atomic(tensors, self.tensors_)
+        partial = header.with_name(header.name + ".partial")
+        partial.write_text(json.dumps(document, indent=2, default=str) + "\n")
+        os.replace(partial, header)
+        return tensors
+
+    @classmethod
+    def load(cls, path: str | Path, expect: Trace | MoEShape | None = None) -> Self:
+        """The predictor that `save` wrote; with `expect`, `InputError` unless it fits that trace or shape."""
+        stem = _stem(path)
+        document = _read_header(stem)
+        target = f"{cls.__module__}.{cls.__qualname__}"
+        if document["kind"] != cls.name:
+            raise InputError(
+                f"{stem}.json holds a predictor {document['kind']!r}; expected {cls.name!r}; load it as {target}"
+            )
+        try:
+            predictor = cls(**document["parameters"])
+            predictor.schema_ = Schema(**document["schema"])
+            predictor.tensors_ = load_file(f"{stem}.safetensors")
+        except (OSError, SafetensorError, TypeError, KeyError) as error:
+            raise InputError(
+                f"cannot read predictor {stem}: {error}; expected what rgpu train writes; train it again"
+            ) from None
+        predictor.reset()
+        if expect is not None:
+            predictor.check(expect)
+        return predictor
+
+    def check(self, expect: Trace | MoEShape) -> Self:
+        """`InputError` unless this predictor was fitted on that model: shape, and for a trace its revision or name.
+
+        Revisions are compared where both are known, else the last part of the model names.
+        """
+        self._fitted()
+        own = self.schema_
+        shape = expect.shape if isinstance(expect, Trace) else expect
+        got = {"layers": own.layers, "experts": own.experts, "top-k": own.top_k}
+        want = {"layers": shape.layers, "experts": shape.experts, "top-k": shape.top_k}
+        if own.hidden and shape.hidden:
+            got["hidden"], want["hidden"] = own.hidden, shape.hidden
+        wrong = [f"{key} {got[key]} instead of {want[key]}" for key in got if got[key] != want[key]]
+        if isinstance(expect, Trace) and not wrong:
+            header = expect.header
+            if own.revision and header.revision:
+                same = own.revision == header.revision
+            else:
+                same = Path(own.model).name == Path(header.model).name
+            if not same:
+                wrong.append(
+                    f"model {own.model}@{own.revision or '?'} instead of {header.model}@{header.revision or '?'}"
+                )
+        if wrong:
+            raise InputError(
+                f"predictor {self.name} is of another model: got {', '.join(wrong)}; train one on this model"
+            )
+        return self
+
+    def _fitted(self) -> None:
+        if not hasattr(self, "schema_"):
+            raise InputError(f"predictor {self.name} is not fitted: call fit(trace) or load(path) first")
+
+
+def load_predictor(
+    path: str | Path, target: type[BasePredictor] | None = None, expect: Trace | MoEShape | None = None
+) -> Any:
+    """The predictor saved at `path`, as `target` or else as the class its json names (importable, with `load`)."""
+    if target is None:
+        name = str(_read_header(_stem(path))["_target_"])
+        module, _, attribute = name.rpartition(".")
+        try:
+            found = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError):
+            found = None
+        if not (isinstance(found, type) and hasattr(found, "load")):
+            raise InputError(
+                f"{_stem(path)}.json names {name!r}; expected an importable class with load(); fix _target_"
+            )
+        return found.load(path, expect)
+    return target.load(path, expect)
+
+
+def speaking_rows(phase_T: np.ndarray | None, rows: int) -> np.ndarray:
+    """Indices of the rows a forecast is made from: every decode row; without one, the last row that is not padding.
+
+    So a batch of decode steps is averaged and a prompt speaks through its last token, the one whose continuation comes
+    next. An event without phases counts as a prompt; one of padding only has no speaking row.
+    """
+    if phase_T is None:
+        return np.arange(rows)[-1:]
+    decode = np.flatnonzero(phase_T == DECODE)
+    return decode if len(decode) else np.flatnonzero(phase_T != PADDING)[-1:]
+
+
+def write_atomic(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    """Safetensors file at `path`, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, partial, metadata)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _stem(path: str | Path) -> str:
+    return str(path).removesuffix(".safetensors").removesuffix(".json")
+
+
+def _read_header(stem: str) -> dict[str, Any]:
+    try:
+        document = json.loads(Path(f"{stem}.json").read_text())
+        if document["format"] != FORMAT:
+            raise ValueError(f"format {document['format']!r}")
+        document["kind"], document["_target_"], document["parameters"], document["schema"]  # noqa: B018
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"cannot read {stem}.json: {error}; expected a predictor that rgpu train wrote") from None
+    return dict(document)

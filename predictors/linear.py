@@ -1,0 +1,73 @@
+"""Linear probe: a trained linear map from the router's input to the experts of each later layer and the next token.
+
+Source: the per-layer probes of the field (skeggsguy/crystal-ball on Hugging Face; JustVugg/colibri issue 866, where an
+MLP does about as well as a linear map); pre-attention linear predictors (arXiv 2511.10676). How it is trained, and
+why so, is in `linear_training`.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from rgpu.errors import InputError
+from rgpu.predictors.hidden import HiddenPredictor
+from rgpu.predictors.linear_training import Settings, train
+from rgpu.traces.trace import Trace
+
+TIE = np.float32(2**-10)  # share of the slowly saturating term that keeps near-certain experts in order
+
+
+class Linear(HiddenPredictor):
+    """Needs hidden states; better with router logits in the trace it is fitted on. Forecasts are calibrated chances.
+
+    `epochs` at most, `batch` rows, Adam's `lr` (decaying to 5 %), `ridge` (of the closed-form start, where the trace
+    has router logits), `validation` share of the documents held out for early stopping, `patience` epochs without gain.
+    """
+
+    name = "linear"
+
+    def __init__(
+        self, horizon: int = 4, epochs: int = 8, batch: int = 256, lr: float = 0.06, ridge: float = 1e-4,
+        validation: float = 0.15, patience: int = 1, seed: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__(horizon)
+        self.epochs, self.batch, self.lr, self.ridge = epochs, batch, lr, ridge
+        self.validation, self.patience, self.seed = validation, patience, seed
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        for name, low in (("epochs", 0), ("batch", 1), ("patience", 1)):
+            if getattr(self, name) < low:
+                raise InputError(
+                    f"predictor {self.name}: got {name} {getattr(self, name)}; expected {low} or more; raise it"
+                )
+        for name, fits in (("lr", self.lr > 0), ("ridge", self.ridge > 0), ("validation", 0 < self.validation < 1)):
+            if not fits:
+                expected = "between 0 and 1" if name == "validation" else "above 0"
+                raise InputError(
+                    f"predictor {self.name}: got {name} {getattr(self, name)}; expected {expected}; set it so"
+                )
+
+    def _fit(self, part: Trace, checkpoint: Path | None) -> dict[str, np.ndarray]:
+        settings = Settings(
+            self.horizon, self.epochs, self.batch, self.lr, self.ridge, self.validation, self.patience, self.seed
+        )
+        return train(part, settings, checkpoint)
+
+    def _map(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        _, ahead = self.targets(layer)
+        rows_H = [*range(len(ahead) - 1), self.horizon]  # the last map is the next token's
+        weight_HDE, bias_HE = self.tensors_["weight_LHDE"][layer][rows_H], self.tensors_["bias_LHE"][layer][rows_H]
+        return weight_HDE.transpose(1, 0, 2).reshape(self.schema_.hidden, -1), bias_HE.ravel()
+
+    def _activate(self, logits_NHE: np.ndarray) -> np.ndarray:
+        """Sigmoid of the logit less the token's threshold, midway between K-th and (K+1)-th: rows sum to about K."""
+        top_k, experts = self.schema_.top_k, self.schema_.experts
+        if top_k >= experts:
+            return np.ones_like(logits_NHE)
+        ranked_NHE = np.sort(logits_NHE, -1)
+        threshold = (ranked_NHE[..., experts - top_k] + ranked_NHE[..., experts - top_k - 1]) * np.float32(0.5)
+        x_NHE = logits_NHE - threshold[..., None]
+        chance = np.float32(1) / (np.float32(1) + np.exp(np.minimum(-x_NHE, np.float32(80))))
+        order = np.float32(0.5) + np.float32(0.5) * x_NHE / (np.float32(1) + np.abs(x_NHE))
+        return (np.float32(1) - TIE) * chance + TIE * order

@@ -1,0 +1,1 @@
+"""Prefetch planners: a forecast and what is resident, turned into ordered loads."""
