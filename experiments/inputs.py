@@ -14,6 +14,7 @@ from rgpu.replay.pool import PoolConfig
 from rgpu.traces.split import split
 from rgpu.traces.storage import load_trace
 from rgpu.traces.trace import Trace
+from rgpu.types import MoEShape
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 DEFAULT_SHARE = 0.5  # of the documents, where a policy calibrates
@@ -41,12 +42,11 @@ def open_trace(cfg: DictConfig, hidden: bool = True) -> Trace:
     return trace
 
 
-def pool_of(cfg: DictConfig, trace: Trace) -> PoolConfig:
+def pool_of(cfg: DictConfig, shape: MoEShape) -> PoolConfig:
     """Pool settings; with neither slots nor bytes, a quarter of the experts."""
     slots, size = cfg.slots, cfg.bytes
     if slots is None and size is None:
-        experts = trace.header.num_experts * (trace.layers if cfg.scope == "global" else 1)
-        slots = max(1, experts // 4)
+        slots = max(1, shape.experts * (shape.layers if cfg.scope == "global" else 1) // 4)
     for name, value in (("slots", slots), ("staging", cfg.staging)):
         if value is not None and (isinstance(value, bool) or int(value) != value or value < (name == "slots")):
             raise InputError(f"pool.{name}: got {value!r}; expected a whole number from {int(name == 'slots')}")
@@ -56,12 +56,6 @@ def pool_of(cfg: DictConfig, trace: Trace) -> PoolConfig:
 def make_policy(cfg: DictConfig) -> Policy:
     """The policy a `conf/policy/*.yaml` names."""
     return instantiate(cfg)  # type: ignore[no-any-return]
-
-
-def policy_choices() -> list[str]:
-    """Names of `conf/policy`, except the one that needs a file of the user's."""
-    folder = Path(__file__).resolve().parent.parent / "conf" / "policy"
-    return sorted(p.stem for p in folder.glob("*.yaml") if p.stem != "plain")
 
 
 def policy_named(name: str) -> Policy:

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from rgpu.errors import InputError
-from rgpu.experiments.inputs import make_policy, parse_bytes
+from rgpu.experiments.inputs import make_policy, pool_of
 from rgpu.policies.policy import Policy
 from rgpu.predictors.base import load_predictor
 from rgpu.replay.controller import Controller
@@ -47,11 +47,11 @@ def set_up(cfg: DictConfig) -> Setup:
     chosen = cfg.get("predictor")
     if saved is not None and chosen is not None:
         raise InputError("got predictor and calibration.predictor; expected one of them; drop predictor=")
-    fitted = _gate_lookahead(chosen, cfg.model) if chosen is not None else None
-    learns = chosen is not None and fitted is None
+    fitted = None if chosen is None else instantiate(chosen, **({"model": cfg.model} if "model" in chosen else {}))
+    learns = fitted is not None and fitted.learns
     calibration = _calibration(cfg) if policy.traits.calibration or learns else None
-    if learns:
-        fitted = instantiate(chosen).fit(calibration)
+    if fitted is not None:
+        fitted.fit(calibration if learns else None)
     if saved is not None:
         fitted = load_predictor(saved)
     feature = policy.traits.feature
@@ -60,7 +60,7 @@ def set_up(cfg: DictConfig) -> Setup:
     hidden = feature == "hidden" or "hidden" in getattr(fitted, "needs", ())
 
     def pool(shape: MoEShape) -> PoolConfig:
-        return _pool(cfg.pool, shape)
+        return pool_of(cfg.pool, shape)
 
     def controller(shape: MoEShape) -> Controller:
         if calibration is not None and policy.traits.calibration:
@@ -93,13 +93,6 @@ def prompts_of(value: Any) -> list[str]:
     return [str(text) for text in given]
 
 
-def _gate_lookahead(chosen: DictConfig, model: str) -> Any:
-    """A predictor that needs no data reads the routers of the model that runs; None for those that learn."""
-    if "model" not in chosen:
-        return None
-    return instantiate(chosen, model=model).fit()
-
-
 def _calibration(cfg: DictConfig) -> Trace:
     path = Path(cfg.calibration.trace)
     if not path.exists():
@@ -118,14 +111,3 @@ def _check_model(trace: Trace, shape: MoEShape, cfg: DictConfig) -> None:
             f"calibration.trace: got a trace of another model ({trace.header.model}: layers, experts, top-k {got}); "
             f"expected {expected}; record one with rgpu record model={cfg.model}"
         )
-
-
-def _pool(cfg: DictConfig, shape: MoEShape) -> PoolConfig:
-    """Pool settings; with neither slots nor bytes, a quarter of the experts."""
-    slots, size = cfg.slots, cfg.bytes
-    if slots is None and size is None:
-        slots = max(1, shape.experts * (shape.layers if cfg.scope == "global" else 1) // 4)
-    for name, value, low in (("slots", slots, 1), ("staging", cfg.staging, 0)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
-            raise InputError(f"pool.{name}: got {value!r}; expected a whole number from {low}")
-    return PoolConfig(cfg.scope, slots, None if size is None else parse_bytes(size, "pool.bytes"), cfg.staging)

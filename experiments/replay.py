@@ -17,7 +17,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     result = replay(
         scored,
         policy,
-        pool_of(cfg.pool, trace),
+        pool_of(cfg.pool, trace.shape),
         reset=cfg.replay.reset,
         touch_order=cfg.replay.touch_order,
         calibration=calibration,

@@ -31,6 +31,7 @@ class GateLookahead(HiddenPredictor):
     """
 
     name = "gate_lookahead"
+    learns = False
 
     def __init__(self, model: str | Path = "assets/reference", horizon: int = 4) -> None:
         super().__init__(horizon)
@@ -49,15 +50,7 @@ class GateLookahead(HiddenPredictor):
         return self
 
     def _fit(self, part: Trace, checkpoint: Path | None) -> dict[str, np.ndarray]:
-        weight_LED, bias_LE = read_routers(self.model)
-        own = self.schema_
-        if weight_LED.shape != (own.layers, own.experts, own.hidden):
-            layers, experts, hidden = weight_LED.shape
-            raise InputError(
-                f"predictor {self.name}: {self.model} has routers of {layers} layers x {experts} experts x {hidden}, "
-                f"the trace of {own.model} {own.layers} x {own.experts} x {own.hidden}; "
-                "set predictor.model to the trace's model"
-            )
+        weight_LED, bias_LE = routers_of(self.model, self.schema_)
         return {"router_LED": weight_LED, "bias_LE": bias_LE}
 
     def _map(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,6 +60,19 @@ class GateLookahead(HiddenPredictor):
 
     def _activate(self, logits_NHE: np.ndarray) -> np.ndarray:
         return top_k_share(logits_NHE, self.schema_.top_k)
+
+
+def routers_of(model: str | Path, own: Schema) -> tuple[np.ndarray, np.ndarray]:
+    """`read_routers`, or `InputError` where they have another shape than the trace that `own` describes."""
+    weight_LED, bias_LE = read_routers(model)
+    if weight_LED.shape != (own.layers, own.experts, own.hidden):
+        layers, experts, hidden = weight_LED.shape
+        raise InputError(
+            f"{model} has routers of {layers} layers x {experts} experts x {hidden}, "
+            f"the trace of {own.model} {own.layers} x {own.experts} x {own.hidden}; "
+            "set predictor.model to the trace's model"
+        )
+    return weight_LED, bias_LE
 
 
 def read_routers(model: str | Path) -> tuple[np.ndarray, np.ndarray]:

@@ -30,7 +30,7 @@ class HiddenPredictor(BasePredictor):
             got = "no hidden state" if hidden_TD is None else f"hidden states of size {hidden_TD.shape[1]}"
             raise InputError(
                 f"predictor {self.name}: got an event with {got}; expected size {self.schema_.hidden}; "
-                "record with record.hidden=true or fit the predictor on this model"
+                "record with rgpu record hidden=true or fit the predictor on this model"
             )
         self._hidden_ND = hidden_TD[speaking_rows(event.phase_T, len(hidden_TD))]
 

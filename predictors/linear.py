@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rgpu.errors import InputError
+from rgpu.predictors.gate_lookahead import routers_of
 from rgpu.predictors.hidden import HiddenPredictor
 from rgpu.predictors.linear_training import Settings, train
 from rgpu.traces.trace import Trace
@@ -18,20 +19,22 @@ TIE = np.float32(2**-10)  # share of the slowly saturating term that keeps near-
 
 
 class Linear(HiddenPredictor):
-    """Needs hidden states; better with router logits in the trace it is fitted on. Forecasts are calibrated chances.
+    """Needs hidden states; best with router logits too, or with `model`. Forecasts are calibrated chances.
 
-    `epochs` at most, `batch` rows, Adam's `lr` (decaying to 5 %), `ridge` (of the closed-form start, where the trace
-    has router logits), `validation` share of the documents held out for early stopping, `patience` epochs without gain.
+    `model`: checkpoint directory whose routers stand in for router logits that the trace lacks. `epochs` at most,
+    `batch` rows, Adam's `lr` (decaying to 5 %), `validation` share of the documents held out for choices, `patience`
+    epochs without gain.
     """
 
     name = "linear"
 
     def __init__(
-        self, horizon: int = 4, epochs: int = 8, batch: int = 256, lr: float = 0.06, ridge: float = 1e-4,
-        validation: float = 0.15, patience: int = 1, seed: int = 0,
+        self, model: str | Path | None = None, horizon: int = 4, epochs: int = 8, batch: int = 256, lr: float = 0.02,
+        validation: float = 0.15, patience: int = 3, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(horizon)
-        self.epochs, self.batch, self.lr, self.ridge = epochs, batch, lr, ridge
+        self.model = None if model is None else str(model)
+        self.epochs, self.batch, self.lr = epochs, batch, lr
         self.validation, self.patience, self.seed = validation, patience, seed
 
     def _check_parameters(self) -> None:
@@ -41,7 +44,7 @@ class Linear(HiddenPredictor):
                 raise InputError(
                     f"predictor {self.name}: got {name} {getattr(self, name)}; expected {low} or more; raise it"
                 )
-        for name, fits in (("lr", self.lr > 0), ("ridge", self.ridge > 0), ("validation", 0 < self.validation < 1)):
+        for name, fits in (("lr", self.lr > 0), ("validation", 0 < self.validation < 1)):
             if not fits:
                 expected = "between 0 and 1" if name == "validation" else "above 0"
                 raise InputError(
@@ -49,10 +52,9 @@ class Linear(HiddenPredictor):
                 )
 
     def _fit(self, part: Trace, checkpoint: Path | None) -> dict[str, np.ndarray]:
-        settings = Settings(
-            self.horizon, self.epochs, self.batch, self.lr, self.ridge, self.validation, self.patience, self.seed
-        )
-        return train(part, settings, checkpoint)
+        settings = Settings(self.horizon, self.epochs, self.batch, self.lr, self.validation, self.patience, self.seed)
+        routers = None if self.model is None else routers_of(self.model, self.schema_)[0]
+        return train(part, settings, checkpoint, routers)
 
     def _map(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         _, ahead = self.targets(layer)

@@ -1,4 +1,4 @@
-"""Training of the linear probe: whitening, ridge start, ranking loss, early stopping map by map, temperature.
+"""Training of the linear probe: ridge start, ranking loss, early stopping, temperature.
 
 Legend: N training rows, B rows of a batch, L MoE layers, H forecast rows a layer (1..horizon layers ahead, then the
 next token), D hidden size, E experts, K top-k.
@@ -16,11 +16,14 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from rgpu.predictors.base import write_atomic
+from rgpu.predictors.linear_data import Rows, Whitening, map_logits, mean_recall
 from rgpu.traces.split import split
-from rgpu.traces.trace import PADDING, Trace
+from rgpu.traces.trace import Trace
 
 TEMPERATURES = tuple(2.0 ** (i / 2) for i in range(-6, 13))
-FLOOR = 1e-4  # of the mean eigenvalue: keeps whitening finite along directions without variance
+RIDGES = tuple(10.0 ** (i / 2) for i in range(4, -9, -1))  # of the mean variance; where equal the strongest wins
+EXACT = 1e-6  # ridge where the relation is exact up to rounding
+SPREAD = 8.0  # logits for the span of an indicator, 0 to 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,61 +34,40 @@ class Settings:
     epochs: int
     batch: int
     lr: float
-    ridge: float
     validation: float
     patience: int
     seed: int
 
 
-class Rows:
-    """Rows of a trace as training pairs: input (row, layer), target experts `h + 1` layers or one token later."""
-
-    def __init__(self, trace: Trace, horizon: int) -> None:
-        self.horizon, self.layers, self.top_k = horizon, trace.layers, trace.header.top_k
-        self.experts, self.missing = trace.header.num_experts, trace.missing
-        self.ids_LNK = torch.from_numpy(trace.expert_ids.astype(np.int64)).transpose(0, 1).contiguous()
-        sequence_N = np.repeat(np.arange(trace.sequences), np.diff(trace.seq_offsets))
-        real_N = np.ones(trace.tokens, bool) if trace.phase is None else trace.phase != PADDING
-        follows = np.zeros(trace.tokens, bool)
-        follows[:-1] = (sequence_N[1:] == sequence_N[:-1]) & real_N[1:]
-        self.next_N = torch.from_numpy(np.where(follows, np.arange(trace.tokens) + 1, -1))
-        self.real, self.sequence_N = np.flatnonzero(real_N), sequence_N
-
-    def targets(self, rows_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Experts int64 [L, B, H, K] in rank order and bool [L, B, H]: whether that target exists and was recorded."""
-        ids = torch.full((self.layers, len(rows_B), self.horizon + 1, self.top_k), self.missing, dtype=torch.int64)
-        for h in range(min(self.horizon, self.layers - 1)):
-            ids[: self.layers - h - 1, :, h] = self.ids_LNK[h + 1 :, rows_B]
-        after_B = self.next_N[rows_B]
-        ids[:, after_B >= 0, -1] = self.ids_LNK[:, after_B[after_B >= 0]]
-        valid = (ids < self.experts).all(-1)
-        return torch.where(valid[..., None], ids, 0), valid
-
-
-def train(trace: Trace, settings: Settings, checkpoint: Path | None) -> dict[str, np.ndarray]:
+def train(
+    trace: Trace, settings: Settings, checkpoint: Path | None, router_LED: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """Maps `weight_LHDE` and `bias_LHE` (float32) whose logits less the token's threshold are log-odds of being routed.
 
     1. Inputs are whitened per layer, so that one learning rate suits all directions.
-    2. Where the trace has router logits, the maps start from the ridge regression on the target layer's logits: far
-       more is known about a router from its logits than from its choices. Otherwise they start from zero.
+    2. Maps start from ridge regression in closed form. Where router logits are known (recorded, or computed with
+       `router_LED`) it is of the target layer's logits less those that its router gives on this layer's input, so that
+       shrinkage leads to gate look-ahead and a short trace cannot do much worse; else of who was routed, 0 or 1.
     3. Adam minimises the Plackett-Luce likelihood of the ranked top-k (Luce 1959: drawn without replacement).
-    4. Each map keeps the epoch with the best recall at width K on held-out sequences; training stops when none gains.
+    4. Ridge and epoch are chosen for each forecast row by recall at width K, mean over layers, on held-out sequences;
+       training stops when none gains.
     5. A temperature a map, fitted on the same held-out sequences, turns logits into calibrated chances.
     Inputs are held in memory as float32. `checkpoint`: state after each epoch; a killed training continues there.
     """
     rows = Rows(trace, settings.horizon)
     fit, held = _parts(trace, rows, settings)
-    hidden_LND = torch.from_numpy(np.ascontiguousarray(trace.require("hidden", "predictor linear").transpose(1, 0, 2)))
-    inputs_LND, mean_L1D, whiten_LDD = _whiten(hidden_LND.float(), fit)
-    shape = (rows.layers, inputs_LND.shape[2], (settings.horizon + 1) * rows.experts)
-    weight, bias = torch.zeros(shape), torch.zeros(shape[0], 1, shape[2])
-    if trace.router_logits is not None:
-        _ridge(weight, bias, inputs_LND, rows, fit, trace.router_logits, settings.ridge)
+    hidden_LND = torch.from_numpy(
+        np.ascontiguousarray(trace.require("hidden", "predictor linear").transpose(1, 0, 2))
+    ).float()
+    white = Whitening(hidden_LND, fit)
+    inputs_LND = white.inputs_LND
+    known = _router_logits(trace, hidden_LND, white, fit, router_LED)
+    weight, bias = _ridge_start(white, rows, fit, held, known)
     weight, bias = _descend(weight, bias, inputs_LND, rows, fit, held, settings, checkpoint)
     scale_LHE = _temperature(weight, bias, inputs_LND, rows, held).repeat_interleave(rows.experts, 1)[:, None]
     weight, bias = weight * scale_LHE, bias * scale_LHE
-    weight = whiten_LDD @ weight  # fold whitening into the maps: they read the router's input as it is
-    bias = bias - mean_L1D @ weight
+    weight = white.matrix_LDD @ weight  # fold whitening into the maps: they read the router's input as it is
+    bias = bias - white.mean_L1D @ weight
     split_up = (rows.layers, -1, settings.horizon + 1, rows.experts)
     weight_LHDE = weight.view(split_up).transpose(1, 2).contiguous()
     return {"weight_LHDE": weight_LHDE.numpy(), "bias_LHE": bias.view(split_up)[:, 0].contiguous().numpy()}
@@ -102,50 +84,67 @@ def _parts(trace: Trace, rows: Rows, settings: Settings) -> tuple[torch.Tensor, 
     return torch.from_numpy(rows.real[~held]), torch.from_numpy(rows.real[held])
 
 
-def _whiten(hidden_LND: torch.Tensor, fit: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    mean_L1D = hidden_LND[:, fit].mean(1, keepdim=True)
-    centred = hidden_LND - mean_L1D
-    covariance = centred[:, fit].transpose(1, 2) @ centred[:, fit] / len(fit)
-    values_LD, vectors_LDD = torch.linalg.eigh(covariance.double())
-    floor = FLOOR * values_LD.mean(1, keepdim=True) + 1e-12
-    whiten = (vectors_LDD / torch.sqrt(values_LD.clamp(min=0) + floor)[:, None]).float()
-    return centred @ whiten, mean_L1D, whiten
+def _router_logits(
+    trace: Trace, hidden_LND: torch.Tensor, white: Whitening, fit: torch.Tensor, router_LED: np.ndarray | None
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Router logits [L, N, E] (up to a constant an expert) and routers [L, D, E]; None where neither is known."""
+    if router_LED is not None:
+        router_LDE = torch.from_numpy(router_LED).transpose(1, 2).contiguous()
+        return hidden_LND @ router_LDE, router_LDE
+    if trace.router_logits is None:
+        return None
+    logits_LNE = torch.from_numpy(np.ascontiguousarray(trace.router_logits.transpose(1, 0, 2))).float()
+    solved = []
+    for layer, logits_NE in enumerate(logits_LNE):  # a router is linear, so its logits on its own input give it away
+        y_NE = logits_NE[fit] - logits_NE[fit].mean(0)
+        crossed_DE = white.inputs_LND[layer, fit].T @ y_NE / len(fit)
+        solved.append(white.matrix_LDD[layer] @ white.ridge(layer, crossed_DE, EXACT))
+    return logits_LNE, torch.stack(solved)
 
 
-def _ridge(
-    weight: torch.Tensor, bias: torch.Tensor, inputs_LND: torch.Tensor, rows: Rows, fit: torch.Tensor,
-    logits_NLE: np.ndarray, ridge: float,
-) -> None:  # fmt: skip
-    """Least squares on the target layer's router logits, written into `weight` and `bias`."""
-    dims, experts = inputs_LND.shape[2], rows.experts
+def _ridge_start(
+    white: Whitening, rows: Rows, fit: torch.Tensor, held: torch.Tensor,
+    known: tuple[torch.Tensor, torch.Tensor] | None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Weights [L, D, H * E] and biases [L, 1, H * E] on whitened inputs, the best ridge of each forecast row."""
+    count, experts, dims = rows.horizon + 1, rows.experts, white.inputs_LND.shape[2]
+    prior, crossed = torch.zeros(2, rows.layers, dims, count * experts)
+    bias = torch.zeros(rows.layers, 1, count * experts)
     for layer in range(rows.layers):
-        for h in range(rows.horizon + 1):
+        for h in range(count):
             following = h == rows.horizon
             target = layer if following else layer + h + 1
-            if target >= rows.layers:
-                continue
             source = fit[rows.next_N[fit] >= 0] if following else fit
-            if not len(source):
+            if target >= rows.layers or not len(source):
                 continue
             at = rows.next_N[source] if following else source
-            y_NE = torch.from_numpy(logits_NLE[at.numpy(), target].astype(np.float32))
-            x_ND, mean_E = inputs_LND[layer, source], y_NE.mean(0)
-            gram = x_ND.T @ x_ND + ridge * len(source) * torch.eye(dims)
-            columns = slice(h * experts, (h + 1) * experts)
-            weight[layer, :, columns] = torch.linalg.solve(gram, x_ND.T @ (y_NE - mean_E))
-            bias[layer, 0, columns] = mean_E
+            columns, x_ND = slice(h * experts, (h + 1) * experts), white.inputs_LND[layer, source]
+            if known is None:
+                y_NE = SPREAD * rows.members(at, target)
+            else:
+                prior[layer, :, columns] = white.whitened(layer, known[1][target])
+                y_NE = known[0][target, at] - x_ND @ prior[layer, :, columns]
+            bias[layer, 0, columns] = y_NE.mean(0)
+            crossed[layer, :, columns] = x_ND.T @ (y_NE - y_NE.mean(0)) / len(source)
+    best, weight = torch.full((count,), -1.0, dtype=torch.float64), prior.clone()
+    for ridge in RIDGES:
+        tried = prior + torch.stack([white.ridge(layer, crossed[layer], ridge) for layer in range(rows.layers)])
+        recall_H = mean_recall(tried, bias, white.inputs_LND, rows, held)
+        weight = torch.where((recall_H > best).repeat_interleave(experts), tried, weight)
+        best = torch.maximum(best, recall_H)
+    return weight, bias
 
 
 def _descend(
     weight: torch.Tensor, bias: torch.Tensor, inputs_LND: torch.Tensor, rows: Rows, fit: torch.Tensor,
     held: torch.Tensor, settings: Settings, checkpoint: Path | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Adam with linear decay; returns, for each map, the weights of its best epoch."""
+    """Adam with linear decay; returns, for each forecast row, the weights of its best epoch."""
     weight, bias = weight.requires_grad_(), bias.requires_grad_()
     optimizer = torch.optim.Adam([weight, bias], lr=settings.lr)
-    key = _key(settings, rows, inputs_LND, fit)
+    key = _key(settings, rows, inputs_LND, fit, weight)
     state = {"best_weight": weight.detach().clone(), "best_bias": bias.detach().clone()}
-    state["best"] = _recall(weight, bias, inputs_LND, rows, held)
+    state["best"] = mean_recall(weight, bias, inputs_LND, rows, held)
     begin = _resume(checkpoint, key, weight, bias, optimizer, state)
     steps = settings.epochs * -(-len(fit) // settings.batch)
     step, stale = begin[0] * -(-len(fit) // settings.batch), begin[1]
@@ -157,32 +156,22 @@ def _descend(
         for rows_B in fit[order].split(settings.batch):
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * (1 - 0.95 * step / steps)
-            loss = _plackett_luce(_logits(weight, bias, inputs_LND, rows, rows_B), *rows.targets(rows_B))
+            loss = _plackett_luce(map_logits(weight, bias, inputs_LND, rows, rows_B), *rows.targets(rows_B))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             step += 1
-        recall_LH = _recall(weight, bias, inputs_LND, rows, held)
-        better_LH = recall_LH > state["best"]
-        stale = 0 if (recall_LH - state["best"]).clamp(min=0).mean() > 1e-4 else stale + 1
-        columns = better_LH.repeat_interleave(rows.experts, 1)[:, None]
-        state["best_weight"] = torch.where(columns, weight.detach(), state["best_weight"])
-        state["best_bias"] = torch.where(columns, bias.detach(), state["best_bias"])
-        state["best"] = torch.maximum(state["best"], recall_LH)
+        recall_H = mean_recall(weight, bias, inputs_LND, rows, held)
+        better = (recall_H > state["best"]).repeat_interleave(rows.experts)
+        stale = 0 if (recall_H - state["best"]).clamp(min=0).mean() > 1e-4 else stale + 1
+        state["best_weight"] = torch.where(better, weight.detach(), state["best_weight"])
+        state["best_bias"] = torch.where(better, bias.detach(), state["best_bias"])
+        state["best"] = torch.maximum(state["best"], recall_H)
         _keep(checkpoint, key, epoch + 1, stale, weight, bias, optimizer, state)
         bar.update()
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     bar.close()
     return state["best_weight"], state["best_bias"]
-
-
-def _logits(
-    weight: torch.Tensor, bias: torch.Tensor, inputs_LND: torch.Tensor, rows: Rows, rows_B: torch.Tensor
-) -> torch.Tensor:
-    """float32 [L, B, H, E]."""
-    return torch.baddbmm(bias, inputs_LND[:, rows_B], weight).view(
-        rows.layers, len(rows_B), rows.horizon + 1, rows.experts
-    )
 
 
 def _plackett_luce(logits_LBHE: torch.Tensor, ids_LBHK: torch.Tensor, valid_LBH: torch.Tensor) -> torch.Tensor:
@@ -196,22 +185,6 @@ def _plackett_luce(logits_LBHE: torch.Tensor, ids_LBHK: torch.Tensor, valid_LBH:
 
 
 @torch.no_grad()
-def _recall(
-    weight: torch.Tensor, bias: torch.Tensor, inputs_LND: torch.Tensor, rows: Rows, held: torch.Tensor
-) -> torch.Tensor:
-    """Recall at width K of each map on the held-out rows: float64 [L, H]."""
-    hits = torch.zeros(rows.layers, rows.horizon + 1, dtype=torch.float64)
-    count = torch.zeros_like(hits)
-    for rows_B in held.split(2048):
-        ids, valid = rows.targets(rows_B)
-        top = _logits(weight, bias, inputs_LND, rows, rows_B).topk(rows.top_k, -1).indices
-        found = (top[..., None] == ids[..., None, :]).any(-1).sum(-1)
-        hits += (found * valid).sum(1)
-        count += valid.sum(1) * rows.top_k
-    return hits / count.clamp(min=1)
-
-
-@torch.no_grad()
 def _temperature(
     weight: torch.Tensor, bias: torch.Tensor, inputs_LND: torch.Tensor, rows: Rows, held: torch.Tensor
 ) -> torch.Tensor:
@@ -219,7 +192,7 @@ def _temperature(
     losses = torch.zeros(len(TEMPERATURES), rows.layers, rows.horizon + 1)
     for rows_B in held.split(2048):
         ids, valid = rows.targets(rows_B)
-        logits = _logits(weight, bias, inputs_LND, rows, rows_B)
+        logits = map_logits(weight, bias, inputs_LND, rows, rows_B)
         if rows.experts > rows.top_k:
             logits = logits - logits.topk(rows.top_k + 1, -1).values[..., -2:].mean(-1, keepdim=True)
         for i, scale in enumerate(TEMPERATURES):
@@ -229,10 +202,10 @@ def _temperature(
     return torch.tensor(TEMPERATURES)[losses.argmin(0)]
 
 
-def _key(settings: Settings, rows: Rows, inputs_LND: torch.Tensor, fit: torch.Tensor) -> str:
+def _key(settings: Settings, rows: Rows, inputs_LND: torch.Tensor, fit: torch.Tensor, start: torch.Tensor) -> str:
     """What a training state belongs to."""
     digest = hashlib.sha256(json.dumps(asdict(settings)).encode())
-    for tensor in (rows.ids_LNK, rows.next_N, fit, inputs_LND[0]):
+    for tensor in (rows.ids_LNK, rows.next_N, fit, inputs_LND[0], start.detach()):
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
 

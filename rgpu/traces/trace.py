@@ -94,7 +94,7 @@ class Trace:
         if array is None:
             raise TraceError(
                 f"{why} needs the array '{name}': got a trace with {', '.join(self.arrays())}; "
-                f"record one with record.{name}=true, or choose another"
+                f"record one with rgpu record {name}=true, or choose another"
             )
         return array
 
@@ -122,9 +122,11 @@ class Trace:
         return Trace(header=header, seq_offsets=offsets, passes=passes, **kept)
 
     def checksum(self) -> str:
-        """sha256 over the arrays in canonical order."""
+        """sha256 over the arrays in canonical order; hidden states, which live in files of their own, aside."""
         digest = hashlib.sha256()
         for name, array in self.arrays().items():
+            if name == "hidden":
+                continue
             digest.update(name.encode())
             for start in range(0, len(array), 65536):
                 digest.update(np.ascontiguousarray(array[start : start + 65536]).tobytes())

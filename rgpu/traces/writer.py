@@ -3,6 +3,7 @@
 Legend: T rows of one append, N all rows, L MoE layers, K top-k, D hidden size.
 """
 
+import contextlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -119,7 +120,8 @@ class TraceWriter:
         """Forget everything recorded; a trace already written stays."""
         self.closed = True
         for file in self._files.values():
-            file.close()
+            with contextlib.suppress(OSError):  # closing flushes, which a full disk refuses
+                file.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> "TraceWriter":

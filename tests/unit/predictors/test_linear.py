@@ -5,15 +5,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import Ridge
 
 from rgpu.errors import InputError
 from rgpu.predictors import linear_training
+from rgpu.predictors.gate_lookahead import GateLookahead
 from rgpu.predictors.linear import Linear
-from rgpu.predictors.linear_training import Rows, _plackett_luce
+from rgpu.predictors.linear_data import Rows, Whitening
+from rgpu.predictors.linear_training import _plackett_luce
 from rgpu.replay.prediction import evaluate
 from rgpu.traces.split import split
 from rgpu.traces.trace import PADDING, Trace
-from tests.predicting import EXPERTS, HIDDEN, LAYERS, TOP_K, learnable_trace
+from tests.predicting import EXPERTS, HIDDEN, LAYERS, TOP_K, learnable_trace, write_checkpoint
 
 
 def recall(predictor: Linear, trace: Trace, horizon: int) -> float:
@@ -32,6 +35,51 @@ def test_learns_what_hidden_states_tell(logits: bool) -> None:
     assert recall(predictor, held, 1) > 0.72
     assert recall(predictor, held, 1) > recall(predictor, held, 3) > 0.5
     assert recall(predictor, held, 0) > 0.45
+
+
+def test_routers_of_the_model_do_what_recorded_logits_do(tmp_path: Path) -> None:
+    with_logits = learnable_trace(sequences=6, tokens=40, logits=True)
+    model = str(write_checkpoint(tmp_path))
+    recorded = Linear(epochs=0).fit(with_logits)
+    computed = Linear(model=model, epochs=0).fit(replace(with_logits, router_logits=None))
+    rows = np.arange(with_logits.tokens)
+    for layer in range(LAYERS):
+        pair = [p.predict_trace(with_logits, layer, rows, rows == 0) for p in (recorded, computed)]
+        assert np.abs(pair[0] - pair[1]).mean() < 0.01
+    other = learnable_trace()
+    assert other.hidden is not None
+    with pytest.raises(InputError, match="set predictor.model"):
+        Linear(model=model).fit(replace(other, hidden=other.hidden[:, :, 1:]))
+
+
+def test_a_short_trace_falls_back_on_gate_lookahead(tmp_path: Path) -> None:
+    short, held = learnable_trace(sequences=3, tokens=8, logits=True), learnable_trace(seed=1, sequences=8)
+    gate = GateLookahead(str(write_checkpoint(tmp_path))).fit(short)
+    probe = Linear(model=gate.model).fit(short)
+    for horizon in (1, 2, 3):
+        assert recall(probe, held, horizon) > recall(gate, held, horizon) - 0.05
+
+
+def test_whitening_is_undone_by_its_inverse() -> None:
+    hidden = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 50, 6)).astype(np.float32) * 3 + 1)
+    fit = torch.arange(40)
+    white = Whitening(hidden, fit)
+    inside = white.inputs_LND[:, fit]
+    assert torch.allclose(inside.transpose(1, 2) @ inside / 40, torch.eye(6).expand(2, 6, 6), atol=1e-2)
+    weight_DE = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    found = white.inputs_LND[1] @ white.whitened(1, weight_DE)
+    assert torch.allclose(found, (hidden[1] - white.mean_L1D[1]) @ weight_DE, atol=1e-4)
+
+
+def test_ridge_is_that_of_scikit_learn() -> None:
+    rng = np.random.default_rng(3)
+    x_ND = (rng.normal(size=(40, 6)) * np.array([3, 2, 1, 1, 0.5, 0.1])).astype(np.float32)
+    y_NE = (x_ND @ rng.normal(size=(6, 2)) + rng.normal(size=(40, 2))).astype(np.float32)
+    white = Whitening(torch.from_numpy(x_ND)[None], torch.arange(40))
+    crossed = white.inputs_LND[0].T @ torch.from_numpy(y_NE - y_NE.mean(0)) / 40
+    found = white.matrix_LDD[0] @ white.ridge(0, crossed, 0.3)
+    penalty = 0.3 * 40 * x_ND.var(0).mean()
+    assert np.allclose(found.T.numpy(), Ridge(alpha=penalty).fit(x_ND, y_NE).coef_, atol=1e-3)
 
 
 def test_forecasts_are_calibrated() -> None:
