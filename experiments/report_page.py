@@ -19,7 +19,7 @@ body {
   margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
 }
-main { max-width: 68rem; margin: 0 auto; padding: 2.5rem 1.25rem 5rem; }
+main { max-width: 84rem; margin: 0 auto; padding: 2.5rem 1.25rem 5rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; }
 h2 { font-size: 1.35rem; margin: 3rem 0 .75rem; padding-top: .75rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1.08rem; margin: 2rem 0 .3rem; }
@@ -32,11 +32,12 @@ nav a:hover { text-decoration: underline; }
   border-radius: 6px; background: var(--card);
 }
 table { border-collapse: collapse; width: 100%; font-size: .87rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .42rem .75rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
+th, td { padding: .4rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 tbody tr:last-child td { border-bottom: 0; }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
+td:last-child { min-width: 8rem; }
 .n { text-align: right; white-space: nowrap; }
-figure { margin: 1rem 0 2rem; }
+figure { margin: 1rem 0 2rem; max-width: 64rem; }
 figure img {
   display: block; width: 100%; height: auto; background: #fff;
   border: 1px solid var(--line); border-radius: 6px; padding: .5rem;

@@ -49,7 +49,8 @@ class Whitening:
         self.mean_L1D = hidden_LND[:, fit].mean(1, keepdim=True)
         centred = hidden_LND - self.mean_L1D
         covariance = centred[:, fit].transpose(1, 2) @ centred[:, fit] / len(fit)
-        values_LD, self._axes_LDD = (part.float() for part in torch.linalg.eigh(covariance.double()))
+        found = np.linalg.eigh(covariance.double().numpy())  # torch's batched one is slow where threads compete
+        values_LD, self._axes_LDD = (torch.from_numpy(part).float() for part in found)
         self._variance_LD = values_LD.clamp(min=0)
         self._mean_L1 = self._variance_LD.mean(1, keepdim=True) + 1e-12
         self._scale_LD = torch.sqrt(self._variance_LD + FLOOR * self._mean_L1)

@@ -53,7 +53,7 @@ def test_routers_of_the_model_do_what_recorded_logits_do(tmp_path: Path) -> None
 
 
 def test_a_short_trace_falls_back_on_gate_lookahead(tmp_path: Path) -> None:
-    short, held = learnable_trace(sequences=3, tokens=8, logits=True), learnable_trace(seed=1, sequences=8)
+    short, held = learnable_trace(sequences=4, tokens=16), learnable_trace(seed=1, sequences=8)
     gate = GateLookahead(str(write_checkpoint(tmp_path))).fit(short)
     probe = Linear(model=gate.model).fit(short)
     for horizon in (1, 2, 3):
