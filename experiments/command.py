@@ -8,7 +8,8 @@ A command is a module `experiments/<name>.py` with a config `conf/<name>.yaml` (
     if __name__ == "__main__":
         run.main()
 
-`run(cfg)` stays an ordinary call; `run.main()` reads `sys.argv`. The first line of the module's docstring is its help.
+`run(cfg)` stays an ordinary call; `run.main()` reads `sys.argv`. A result whose list `failed` is not empty ends with exit
+code 1. The first line of the module's docstring is its help.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rgpu.errors import InputError
 from rgpu.experiments.mistakes import check_types, explain, one_line, quoted
 
-USER, INTERRUPTED = 2, 130  # exit codes
+DEFECT, USER, INTERRUPTED = 1, 2, 130  # exit codes
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,12 @@ class Command:
             missing = sorted(OmegaConf.missing_keys(cfg))
             if missing:
                 raise InputError(f"no value for {missing[0]}; give {missing[0]}=...")
-            print(json.dumps(to_plain(self.body(cfg))), flush=True)
+            result = self.body(cfg)
+            print(json.dumps(to_plain(result)), flush=True)
+            if failed := result.get("failed"):
+                self._stop(
+                    f"these checks failed: {', '.join(map(str, failed))}; this is a defect, please report it", DEFECT
+                )
         except KeyboardInterrupt:
             self._stop("interrupted; run the same command again to continue", INTERRUPTED)
         except Exception as error:

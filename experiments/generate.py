@@ -40,6 +40,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             fresh, pool = setup.controller(session.shape), setup.pool(session.shape)
             result |= compare_with_replay(session.controller, trace, pool, fresh, setup.calibration, cfg.seed)
             result |= compare_with_resident(folder, session.architecture, dtype, made, pad)
+            result["failed"] = [name for name, same in result.items() if name.startswith("identical_") and not same]
     rows, single = made.tokens_BN.tolist(), len(prompts) == 1
     return {
         "text": made.texts[0] if single else made.texts,

@@ -63,7 +63,7 @@ def policy_named(name: str) -> Policy:
     return make_policy(compose(overrides=[f"+policy={name}"]).policy)
 
 
-def scored_parts(trace: Trace, share: float | str, needed: bool, seed: int) -> tuple[Trace | None, Trace, str | None]:
+def scored_parts(trace: Trace, share: float | str, needed: bool) -> tuple[Trace | None, Trace, str | None]:
     """(calibration, scored, digest). `share` "auto": half of the documents where a policy calibrates, else everything
     is scored; a number from 0 splits in any case."""
     if share == "auto":
@@ -72,7 +72,7 @@ def scored_parts(trace: Trace, share: float | str, needed: bool, seed: int) -> t
         raise InputError(f"calibration.share: got {share!r}; expected auto or a number from 0 to below 1")
     if share == 0:
         return None, trace, None
-    parts = split(trace, calibration=float(share), seed=seed)
+    parts = split(trace, calibration=float(share), seed=0)
     if not len(parts.calibration):
         raise InputError("calibration: got a trace of one document; expected at least two; record more prompts")
     return trace.select(parts.calibration), trace.select(parts.scored), parts.digest

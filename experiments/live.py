@@ -18,6 +18,7 @@ from rgpu.replay.features import available
 from rgpu.replay.pool import PoolConfig
 from rgpu.runtime.session import sample_event
 from rgpu.store.layout import DTYPES
+from rgpu.traces.moe_layers import folder_revision
 from rgpu.traces.storage import load_trace
 from rgpu.traces.trace import Trace
 from rgpu.types import MoEShape
@@ -63,7 +64,7 @@ def set_up(cfg: DictConfig) -> Setup:
         return pool_of(cfg.pool, shape)
 
     def controller(shape: MoEShape) -> Controller:
-        if calibration is not None and policy.traits.calibration:
+        if calibration is not None:
             _check_model(calibration, shape, cfg)
         if fitted is not None:
             fitted.check(shape).observe(sample_event(shape, hidden))
@@ -104,10 +105,18 @@ def _calibration(cfg: DictConfig) -> Trace:
 
 
 def _check_model(trace: Trace, shape: MoEShape, cfg: DictConfig) -> None:
-    got = (trace.layers, trace.header.num_experts, trace.header.top_k)
-    expected = (shape.layers, shape.experts, shape.top_k)
+    """Refuses a calibration trace of another model: other shape, other width, or (where both are known) other weights."""
+    width = trace.shape.hidden
+    got = (trace.layers, trace.header.num_experts, trace.header.top_k, width or shape.hidden)
+    expected = (shape.layers, shape.experts, shape.top_k, shape.hidden)
+    remedy = f"record one with rgpu record model={cfg.model} and set calibration.trace"
     if got != expected:
         raise InputError(
-            f"calibration.trace: got a trace of another model ({trace.header.model}: layers, experts, top-k {got}); "
-            f"expected {expected}; record one with rgpu record model={cfg.model}"
+            f"calibration.trace: got a trace of another model ({trace.header.model}: layers, experts, top-k, width {got}); "
+            f"expected {expected}; {remedy}"
+        )
+    if trace.header.revision and trace.header.revision != folder_revision(Path(cfg.model)):
+        raise InputError(
+            f"calibration.trace: got a trace of other weights ({trace.header.model}, {trace.header.revision[:12]}); "
+            f"expected one of {cfg.model}; {remedy}"
         )

@@ -13,7 +13,7 @@ from rgpu.replay.engine import replay
 def run(cfg: DictConfig) -> dict[str, Any]:
     policy = make_policy(cfg.policy)
     trace = open_trace(cfg.trace, hidden=policy.traits.feature == "hidden")
-    calibration, scored, digest = scored_parts(trace, cfg.calibration.share, policy.traits.calibration, cfg.seed)
+    calibration, scored, digest = scored_parts(trace, cfg.calibration.share, policy.traits.calibration)
     result = replay(
         scored,
         policy,
@@ -25,7 +25,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     )
     return result.to_json() | {
         "reset": cfg.replay.reset,
-        "bound": policy.traits.bound,
+        "bound": policy.traits.bound and len(set(trace.header.expert_bytes)) <= 1,
         "model": trace.header.model,
         "tokens": scored.tokens,
         "sequences": scored.sequences,

@@ -20,9 +20,9 @@ from rgpu.policies.policy import Policy
 from rgpu.replay.engine import SharedEvents, replay
 from rgpu.replay.pool import PoolConfig
 from rgpu.results.derive import kind_of
-from rgpu.results.provenance import config_hash, stamp
+from rgpu.results.provenance import config_hash, manifest, stamp, write_manifest
 from rgpu.results.rows import Context, append, read_arrow
-from rgpu.traces.trace import Trace, batched
+from rgpu.traces.trace import Trace, batched, interleaved
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def point_rows(
 ) -> pa.Table:
     """Rows of one replay: hit rate and loads, whole and (where sequences do not mix) one a sequence with intervals."""
     pool = PoolConfig(point.scope, slots=point.slots, staging=cfg.staging)
-    apart = not batched(scored)
+    apart = cfg.reset != "batch" and not batched(scored) and not interleaved(scored)
     result = replay(
         scored, policy, pool, reset=cfg.reset, touch_order=cfg.touch_order, calibration=calibration, seed=point.seed,
         by_sequence=apart, shared=shared,
@@ -128,10 +128,13 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     policies = {name: policy_named(name) for name in dict.fromkeys(p.policy for p in points)}
     trace = open_trace(cfg.trace, hidden=any(p.traits.feature == "hidden" for p in policies.values()))
     needed = any(p.traits.calibration for p in policies.values())
-    calibration, scored, digest = scored_parts(trace, cfg.calibration.share, needed, 0)
+    calibration, scored, digest = scored_parts(trace, cfg.calibration.share, needed)
     out = Path(cfg.out)
     settings = OmegaConf.create({**cfg.replay, **cfg.pool})
     identity = {
+        "policies": {name: repr(policy) for name, policy in policies.items()},
+        "expert_bytes": trace.header.expert_bytes,
+        "commit": manifest({})["commit"],
         "trace": trace.header.checksum or trace.checksum(),
         "replay": dict(settings),
         "split": digest,
@@ -145,6 +148,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     tables = sweep(context, scored, calibration, policies, points, settings, parts, cfg.workers)
     out.unlink(missing_ok=True)
     rows = append(out, tables)
+    write_manifest(out.with_suffix(".manifest.json"), manifest(OmegaConf.to_container(cfg, resolve=True)))
     shutil.rmtree(parts, ignore_errors=True)
     return {"rows": str(out), "row_count": rows, "replays": len(points), "tokens": scored.tokens, "split": digest}
 

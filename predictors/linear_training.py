@@ -20,6 +20,7 @@ from rgpu.predictors.linear_data import Rows, Whitening, map_logits, mean_recall
 from rgpu.traces.split import split
 from rgpu.traces.trace import Trace
 
+LEARNT = ("weight", "bias")
 TEMPERATURES = tuple(2.0 ** (i / 2) for i in range(-6, 13))
 RIDGES = tuple(10.0 ** (i / 2) for i in range(4, -9, -1))  # of the mean variance; where equal the strongest wins
 EXACT = 1e-6  # ridge where the relation is exact up to rounding
@@ -140,38 +141,48 @@ def _descend(
     held: torch.Tensor, settings: Settings, checkpoint: Path | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Adam with linear decay; returns, for each forecast row, the weights of its best epoch."""
-    weight, bias = weight.requires_grad_(), bias.requires_grad_()
-    optimizer = torch.optim.Adam([weight, bias], lr=settings.lr)
     key = _key(settings, rows, inputs_LND, fit, weight)
-    state = {"best_weight": weight.detach().clone(), "best_bias": bias.detach().clone()}
+    state = {"weight": weight.clone(), "bias": bias.clone(), "best_weight": weight.clone(), "best_bias": bias.clone()}
     state["best"] = mean_recall(weight, bias, inputs_LND, rows, held)
-    begin = _resume(checkpoint, key, weight, bias, optimizer, state)
-    steps = settings.epochs * -(-len(fit) // settings.batch)
-    step, stale = begin[0] * -(-len(fit) // settings.batch), begin[1]
-    bar = tqdm(total=settings.epochs, initial=begin[0], desc="linear", unit="epoch", disable=None)
-    for epoch in range(begin[0], settings.epochs):
+    state |= {f"{name}.{moment}": torch.zeros_like(state[name]) for name in LEARNT for moment in ("first", "second")}
+    begin, stale = _resume(checkpoint, key, state)
+    a_epoch = -(-len(fit) // settings.batch)
+    step = begin * a_epoch
+    bar = tqdm(total=settings.epochs, initial=begin, desc="linear", unit="epoch", disable=None)
+    for epoch in range(begin, settings.epochs):
         if stale >= settings.patience:
             break
         order = torch.randperm(len(fit), generator=torch.Generator().manual_seed(settings.seed * 100_003 + epoch))
         for rows_B in fit[order].split(settings.batch):
-            for group in optimizer.param_groups:
-                group["lr"] = settings.lr * (1 - 0.95 * step / steps)
+            weight, bias = (state[name].requires_grad_() for name in LEARNT)
             loss = _plackett_luce(map_logits(weight, bias, inputs_LND, rows, rows_B), *rows.targets(rows_B))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            gradients = torch.autograd.grad(loss, (weight, bias))
+            rate = settings.lr * (1 - 0.95 * step / (settings.epochs * a_epoch))
             step += 1
+            for name, gradient in zip(LEARNT, gradients, strict=True):
+                _adam(state, name, gradient, step, rate)
+        weight, bias = state["weight"], state["bias"]
         recall_H = mean_recall(weight, bias, inputs_LND, rows, held)
         better = (recall_H > state["best"]).repeat_interleave(rows.experts)
         stale = 0 if (recall_H - state["best"]).clamp(min=0).mean() > 1e-4 else stale + 1
-        state["best_weight"] = torch.where(better, weight.detach(), state["best_weight"])
-        state["best_bias"] = torch.where(better, bias.detach(), state["best_bias"])
+        state["best_weight"] = torch.where(better, weight, state["best_weight"])
+        state["best_bias"] = torch.where(better, bias, state["best_bias"])
         state["best"] = torch.maximum(state["best"], recall_H)
-        _keep(checkpoint, key, epoch + 1, stale, weight, bias, optimizer, state)
+        _keep(checkpoint, key, epoch + 1, stale, state)
         bar.update()
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     bar.close()
     return state["best_weight"], state["best_bias"]
+
+
+@torch.no_grad()
+def _adam(state: dict[str, torch.Tensor], name: str, gradient: torch.Tensor, step: int, rate: float) -> None:
+    """One step of Kingma and Ba 2015, algorithm 1 (torch.optim's costs seconds of imports, longer than this trains)."""
+    first, second = state[f"{name}.first"], state[f"{name}.second"]
+    first.lerp_(gradient, 0.1)
+    second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+    spread = (second / (1 - 0.999**step)).sqrt_().add_(1e-8)
+    state[name] = state[name].detach() - rate / (1 - 0.9**step) * first / spread
 
 
 def _plackett_luce(logits_LBHE: torch.Tensor, ids_LBHK: torch.Tensor, valid_LBH: torch.Tensor) -> torch.Tensor:
@@ -205,29 +216,20 @@ def _temperature(
 def _key(settings: Settings, rows: Rows, inputs_LND: torch.Tensor, fit: torch.Tensor, start: torch.Tensor) -> str:
     """What a training state belongs to."""
     digest = hashlib.sha256(json.dumps(asdict(settings)).encode())
-    for tensor in (rows.ids_LNK, rows.next_N, fit, inputs_LND[0], start.detach()):
+    for tensor in (rows.ids_LNK, rows.next_N, fit, inputs_LND[0], start):
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def _keep(
-    checkpoint: Path | None, key: str, epoch: int, stale: int, weight: torch.Tensor, bias: torch.Tensor,
-    optimizer: torch.optim.Adam, state: dict[str, torch.Tensor],
-) -> None:  # fmt: skip
+def _keep(checkpoint: Path | None, key: str, epoch: int, stale: int, state: dict[str, torch.Tensor]) -> None:
     if checkpoint is None:
         return
-    tensors = {"weight": weight.detach(), "bias": bias.detach(), **state}
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        tensors |= {f"{name}.{k}": v for k, v in optimizer.state[parameter].items()}
     metadata = {"key": key, "epoch": str(epoch), "stale": str(stale)}
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(checkpoint, {name: tensor.numpy() for name, tensor in tensors.items()}, metadata)
+    write_atomic(checkpoint, {name: tensor.numpy() for name, tensor in state.items()}, metadata)
 
 
-def _resume(
-    checkpoint: Path | None, key: str, weight: torch.Tensor, bias: torch.Tensor, optimizer: torch.optim.Adam,
-    state: dict[str, torch.Tensor],
-) -> tuple[int, int]:  # fmt: skip
+def _resume(checkpoint: Path | None, key: str, state: dict[str, torch.Tensor]) -> tuple[int, int]:
     """Restore an interrupted training of the same data and settings; (epochs done, epochs without gain)."""
     if checkpoint is None or not checkpoint.exists():
         return 0, 0
@@ -236,14 +238,7 @@ def _resume(
             metadata = file.metadata() or {}
         if metadata.get("key") != key:
             return 0, 0
-        tensors = load_file(checkpoint)
+        state.update(load_file(checkpoint))
     except (OSError, SafetensorError):
         return 0, 0
-    with torch.no_grad():
-        for name, parameter in (("weight", weight), ("bias", bias)):
-            parameter.copy_(tensors[name])
-            moments = ("step", "exp_avg", "exp_avg_sq")
-            optimizer.state[parameter] = {k: tensors[f"{name}.{k}"] for k in moments}
-    for name in state:
-        state[name] = tensors[name]
     return int(metadata["epoch"]), int(metadata["stale"])

@@ -33,4 +33,8 @@ def draw(table: pd.DataFrame, figure: Figure) -> None:
         style.percent(axis.yaxis)
     axes[0].set_ylabel("hit rate (cumulative)")
     style.legend_right(figure)
-    style.footer(figure, rows, "Bands: 95 % cluster bootstrap over sequences. † Not bounded by Belady's hit rate.")
+    style.footer(
+        figure,
+        rows,
+        "Bands: 95 % cluster bootstrap over sequences. † Not bounded by Belady's hit rate; keeps one slot fewer (staging).",
+    )

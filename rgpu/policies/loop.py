@@ -103,10 +103,11 @@ def evictable(m, slot):
 
 
 @inlined
-def place(m, f, key, counts, demand, victim, on_evict, on_admit):
+def place(m, f, key, counts, demand, proactive, victim, on_evict, on_admit):
     """Put `key` into a slot, evicting until it fits. -> (slot, first victim's key or -1); slot -1: all pinned, dropped.
 
     On demand, a pool whose residents are all pinned begins a new wave: those members have been served by then.
+    `proactive` loads, unlike demand and the initial fill, are accounted for as useful, wasted or pending.
     """
     first = np.int64(-1)
     stuck = False
@@ -139,7 +140,7 @@ def place(m, f, key, counts, demand, victim, on_evict, on_admit):
         m[REG, CLOCK] += 1
         m[PIN, key] = m[REG, WAVE]
         m[REG, PINNED] += 1
-        m[ORIGIN, key] = 0 if demand else 1
+        m[ORIGIN, key] = 1 if proactive else 0
         counts[LOADED_BYTES] += m[SIZE, key]
         on_admit(m, f, key)
     return slot, first
@@ -181,6 +182,7 @@ def loop(
                     resident += 1
                 else:
                     codes[a] = HIT
+                    m[SEEN, key] = 1
                     resident += 1
             counts[HITS] += resident
             m[REG, PINNED] = resident
@@ -194,7 +196,7 @@ def loop(
                     m[SEEN, key] = 1
                     counts[DEMAND_LOADS] += 1
                     if m[REG, CAP] > 0 and admit(m, f, key):
-                        slot, old = place(m, f, key, counts, True, victim, on_evict, on_admit)
+                        slot, old = place(m, f, key, counts, True, False, victim, on_evict, on_admit)
                         codes[a] = slot
                         victims[a] = old
                     else:
@@ -207,6 +209,9 @@ def loop(
                     on_access(m, f, key, codes[a] < 0)
             n = desired(m, f)
             changes = 0
+            if n > 0:  # the event is over: its members need no protection from what the policy wants next
+                m[REG, WAVE] += 1
+                m[REG, PINNED] = 0
             for j in range(n):
                 key = m[WANT, j]
                 if m[SLOT_OF, key] >= 0 and m[PIN, key] != m[REG, WAVE]:
@@ -215,7 +220,7 @@ def loop(
             for j in range(n):
                 key = m[WANT, j]
                 if m[SLOT_OF, key] < 0 and changes < m[REG, CHANGES]:
-                    slot, old = place(m, f, key, counts, False, victim, on_evict, on_admit)
+                    slot, old = place(m, f, key, counts, False, True, victim, on_evict, on_admit)
                     if slot >= 0:
                         changes += 1
                         counts[PROACTIVE_LOADS] += 1
@@ -241,7 +246,7 @@ def loop(
             for a in range(a0, a1):
                 if codes[a] == DROPPED and m[REG, CAP] > 0:
                     key = np.int64(keys[a])
-                    slot, old = place(m, f, key, counts, False, victim, on_evict, on_admit)
+                    slot, old = place(m, f, key, counts, False, kind[e] != FILL, victim, on_evict, on_admit)
                     if slot >= 0:
                         codes[a] = slot
                         victims[a] = old

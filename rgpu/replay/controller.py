@@ -165,7 +165,8 @@ class Controller:
     def ahead(self) -> list[Decision]:
         """Proactive loads after the last event, in the order to submit them: the policy's wishes, then the planner's.
 
-        None of them evicts a member of the last wave of the event just observed.
+        The policy's (kind PREFETCH in the event's own pool) may evict members of the event: they, and whatever follows
+        them in that pool, must wait until it is computed. Without them nothing evicts a member of its last wave.
         """
         out, self._wishes = self._wishes, []
         if self.predictor is None or self.planner is None or self._last is None:
@@ -202,8 +203,8 @@ class Controller:
         if not len(rows):
             return []
         keys, slots, victims = (rows[:, c].astype(np.int32) for c in (1, 2, 3))
-        self._note(event.layer, event.pass_id, PREFETCH_BUSY, keys, slots, victims)
-        return [self._loads(pool, PREFETCH_BUSY, keys, slots, victims)]
+        self._note(event.layer, event.pass_id, PREFETCH, keys, slots, victims)
+        return [self._loads(pool, PREFETCH, keys, slots, victims)]
 
     def _loads(self, pool: int, kind: int, keys: np.ndarray, codes: np.ndarray, victims: np.ndarray) -> Decision:
         if self.layout.scope == "layer":

@@ -19,7 +19,7 @@ from rgpu.policies.loop import (
     LOADED_BYTES,
     LOGGED,
     ORIGIN,
-    PREFETCH_BUSY,
+    PREFETCH,
     PREFETCH_HITS,
     PROACTIVE_LOADS,
     WASTED,
@@ -204,6 +204,7 @@ def replay(
     m0, f0 = m.copy(), f.copy()
     _warm(run, m0.copy(), f0.copy())
     seconds, pending, layers = 0.0, 0, trace.layers
+    future = _future(events, resets, len(starts) - 1, layout, layers) if policy.traits.needs_future else None
     pieces = np.zeros((len(bounds) - 1, COUNTS), np.int64)
     for piece, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
         pieces[piece] -= counts
@@ -212,7 +213,7 @@ def replay(
             m[:], f[:] = m0, f0
             fill_pools(run, m, f, fill, counts)
         step = chunk if feature else int(stop - start)
-        nexts_all = np.zeros(0, np.int64)
+        nexts = np.zeros(0, np.int64)
         for p in range(int(start), int(stop), step):
             q = min(p + step, int(stop))
             span = slice(p * layers, q * layers)
@@ -221,10 +222,10 @@ def replay(
             base, top = int(offs[0]), int(offs[-1])
             part = slice(base, top)
             if policy.traits.needs_future:
-                nexts_all = next_uses(events.pool[span], offs - base, events.keys[part], layout.pools, layout.keys)
+                nexts = future[part]
             counts[LOGGED] = 0
             began = time.perf_counter()
-            run(m, f, events.pool[span], events.kind[span], offs - base, events.keys[part], events.weights[part], nexts_all,
+            run(m, f, events.pool[span], events.kind[span], offs - base, events.keys[part], events.weights[part], nexts,
                 events.touch[part], features, codes[part], victims[part], counts, plog)  # fmt: skip
             seconds += time.perf_counter() - began
             if log:
@@ -244,6 +245,18 @@ def replay(
         int(counts[WASTED]), pending, int(counts[LOADED_BYTES]) if layout.size_of.all() else None, int(over.sum()),
         decode, seconds, events, hits_event, pieces, entries,
     )  # fmt: skip
+
+
+def _future(events: Events, resets: set[int], passes: int, layout: Layout, layers: int) -> np.ndarray:
+    """int64 [A]: event number of every key's next use before its pool is next emptied, however counting is cut."""
+    out = np.empty(len(events.keys), np.int64)
+    bounds = [*sorted(resets), passes]
+    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        span = slice(start * layers, stop * layers)
+        offs = events.offs[span.start : span.stop + 1]
+        part = slice(int(offs[0]), int(offs[-1]))
+        out[part] = next_uses(events.pool[span], offs - offs[0], events.keys[part], layout.pools, layout.keys)
+    return out
 
 
 def _log_room(layout: Layout, events: Events) -> int:
@@ -273,5 +286,5 @@ def _entries(
             row += 1
         if row > first:
             _, k, s, v = (tuple(c.tolist()) for c in plog[first:row].T)
-            out.append((layer, number, PREFETCH_BUSY, k, s, v))
+            out.append((layer, number, PREFETCH, k, s, v))
     return out

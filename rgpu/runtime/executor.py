@@ -10,6 +10,7 @@ import torch
 
 from rgpu.contracts import TransferEngine
 from rgpu.memory.slot_pool import SlotPool
+from rgpu.policies.loop import PREFETCH
 from rgpu.replay.controller import Controller, Decision
 from rgpu.runtime.experts import PooledExperts
 from rgpu.traces.passes import PassInfo
@@ -44,21 +45,23 @@ class PoolExecutor:
         """[T, D]: what the experts of MoE layer `module.layer` give."""
         event = self._event(module.layer, x_TD, ids_TK, weights_TK)
         decision = self.controller.observe(event)
-        ahead = self.controller.ahead()
+        ahead, late = in_time(self.controller.ahead(), decision.pool)
         groups = row_groups(event.experts_TK)
         outputs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         last = len(decision.waves) - 1
         for w, wave in enumerate(decision.waves):
             slots = self._load(decision, wave)
-            if w == last:  # earlier waves are computed: nothing proactive can overwrite what they needed
-                for later in ahead:
-                    self._submit(later)
+            if w == last:  # earlier waves are computed: nothing of `ahead` can overwrite what they needed
+                for load in ahead:
+                    self._submit(load)
             for i, slot in zip(wave.tolist(), slots, strict=True):
                 expert = int(decision.experts[i])
                 token_N, rank_N = groups[expert]
                 y_ND = self._compute(module, ExpertKey(module.layer, expert), slot, x_TD[token_N])
                 y_ND = y_ND * weights_TK[token_N, rank_N, None]
                 outputs[expert] = token_N, y_ND.to(x_TD.dtype)
+        for load in late:
+            self._submit(load)
         out_TD = torch.zeros_like(x_TD)
         for expert in sorted(outputs):
             out_TD.index_add_(0, *outputs[expert])
@@ -103,6 +106,16 @@ class PoolExecutor:
             return torch.nn.functional.linear(h_NI, down)
         finally:
             self.pools[pool].unpin(slot)
+
+
+def in_time(loads: list[Decision], pool: int) -> tuple[list[Decision], list[Decision]]:
+    """(loads that may be copied while the event is computed, loads that must wait for its end).
+
+    A policy's own wishes (kind PREFETCH in the event's pool) may evict the event's members, so that pool waits.
+    """
+    wishes = any(load.pool == pool and load.kind == PREFETCH for load in loads)
+    late = [load for load in loads if wishes and load.pool == pool]
+    return [load for load in loads if not (wishes and load.pool == pool)], late
 
 
 def row_groups(experts_TK: np.ndarray) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:

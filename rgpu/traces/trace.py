@@ -139,3 +139,11 @@ def batched(trace: Trace) -> bool:
     order = np.lexsort((sequence, trace.passes))
     passes, owners = trace.passes[order], sequence[order]
     return bool(((passes[1:] == passes[:-1]) & (owners[1:] != owners[:-1])).any())
+
+
+def interleaved(trace: Trace) -> bool:
+    """Whether the passes of different sequences alternate, so that sequences do not follow one another in time."""
+    sequence = np.repeat(np.arange(trace.sequences), np.diff(trace.seq_offsets))[
+        np.argsort(trace.passes, kind="stable")
+    ]
+    return int((np.diff(sequence) != 0).sum()) > trace.sequences - 1

@@ -42,7 +42,8 @@ def test_a_killed_sweep_continues_and_loses_nothing(
 ) -> None:
     out = tmp_path / "rows.parquet"
     words = (f"trace.path={trace}", "grid.policy=[lru]", "grid.slots=[2,3,4]", f"out={out}", "workers=1")
-    real, done = module.replay, []
+    real = module.replay
+    done: list[int] = []
 
     def dies(*args: object, **named: object) -> object:
         if len(done) == 2:
@@ -54,7 +55,7 @@ def test_a_killed_sweep_continues_and_loses_nothing(
     with pytest.raises(SystemExit) as stop:
         sweep(monkeypatch, capsys, *words)
     assert stop.value.code == 130 and not out.exists()
-    count = []
+    count: list[int] = []
     monkeypatch.setattr(module, "replay", lambda *a, **k: count.append(1) or real(*a, **k))
     assert sweep(monkeypatch, capsys, *words)["replays"] == 3
     assert len(count) == 1

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from rgpu.policies.belady import Belady
 from rgpu.policies.belady_bypass import BeladyBypass
 from rgpu.policies.lru import Lru
+from rgpu.policies.ring import Ring
 from rgpu.replay.controller import Controller, replay_events
 from rgpu.replay.engine import replay
 from rgpu.replay.events import build_events
 from rgpu.replay.pool import PoolConfig
 from rgpu.replay.stream import routing_events
-from tests.support import ALL, FORCED, LIVE, routed_trace, unions
+from tests.support import ALL, FORCED, LIVE, routed_trace, trace_of, unions
 
 POOLS = (PoolConfig(slots=1), PoolConfig(slots=3), PoolConfig(slots=6), PoolConfig(scope="global", slots=7))
 name_of: Any = lambda p: getattr(p, "name", f"{getattr(p, 'scope', '')}{getattr(p, 'slots', '')}")  # noqa: E731
@@ -45,7 +46,7 @@ def test_counts_add_up(policy: Any, seed: int, group: int, pool: PoolConfig) -> 
     result = replay(trace, policy, pool, calibration=trace)
     assert result.hits + result.misses == result.accesses == len(result.events.keys)
     assert result.misses == result.demand_loads
-    assert result.prefetch_hits + result.wasted + result.pending == result.proactive_loads + result.fill_loads
+    assert result.prefetch_hits + result.wasted + result.pending == result.proactive_loads
     assert result.hits_event.sum() == result.hits
     assert result.assignments == trace.expert_ids.size
     fewest = replay(trace, BeladyBypass(), pool)
@@ -107,11 +108,23 @@ def test_reset_empties_the_pool_at_each_sequence(policy: Any) -> None:
     assert cold.loads_piece.sum() == cold.loads
 
 
-def test_counting_by_sequence_leaves_the_pool_warm() -> None:
-    trace = routed_trace(9, sequences=3)
-    apart = replay(trace, Lru(), PoolConfig(slots=4), by_sequence=True)
-    assert apart.hits == replay(trace, Lru(), PoolConfig(slots=4)).hits
+@pytest.mark.parametrize("policy", ALL, ids=name_of)
+def test_counting_by_sequence_leaves_the_pool_warm(policy: Any) -> None:
+    trace = routed_trace(9, sequences=3, tokens=60)
+    apart = replay(trace, policy, PoolConfig(slots=4), calibration=trace, by_sequence=True)
+    whole = replay(trace, policy, PoolConfig(slots=4), calibration=trace)
+    assert (apart.hits, apart.loads) == (whole.hits, whole.loads)
     assert len(apart.hits_piece) == 3 and apart.hits_piece.sum() == apart.hits
+
+
+@pytest.mark.parametrize("slots", [2, 9, 17])
+def test_blind_ring_hits_its_share_whatever_the_reuse(slots: int) -> None:
+    rng = np.random.default_rng(0)
+    sticky = np.repeat(
+        rng.integers(0, 32, 4000), 5
+    )  # every expert five times in a row: a policy with eyes would profit
+    result = replay(trace_of([(int(e),) for e in sticky], 32), Ring(), PoolConfig(slots=slots))
+    assert abs(result.hit_rate - (slots - 1) / 32) < 0.01
 
 
 class Uncompiled:
@@ -140,7 +153,7 @@ HOOKS = {
     "rgpu.policies.fifo": _hooks(victim="victim", on_admit="arrive"),
     "rgpu.policies.lfu": _hooks(victim="victim", on_admit="arrive", on_access="touch"),
     "rgpu.policies.random": _hooks(victim="victim"),
-    "rgpu.policies.on_demand": _hooks(victim="victim", admit="never"),
+    "rgpu.policies.on_demand": _hooks(victim="victim", admit="never", on_admit="arrive"),
     "rgpu.policies.ring": _hooks(victim="victim", admit="never", on_admit="arrive", desired="advance"),
     "rgpu.policies.static_hot": _hooks(victim="victim", admit="never"),
     "rgpu.policies.router_lag": _hooks(victim="victim", admit="admit", on_event="score", desired="wish"),
