@@ -221,7 +221,7 @@ def replay(
             offs = events.offs[span.start : span.stop + 1]
             base, top = int(offs[0]), int(offs[-1])
             part = slice(base, top)
-            if policy.traits.needs_future:
+            if future is not None:
                 nexts = future[part]
             counts[LOGGED] = 0
             began = time.perf_counter()
