@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rgpu.errors import ConsistencyError
@@ -22,11 +21,10 @@ CASES: tuple[tuple[str, str | None], ...] = (
 
 
 def prove(
-    model: str, trace: str, slots: int, tokens: int, cases: tuple[tuple[str, str | None], ...], workers: int
+    model: str, trace: str, slots: int, tokens: int, cases: tuple[tuple[str, str | None], ...]
 ) -> list[dict[str, Any]]:
     """One check a case: tokens and logits bit-identical to the resident model, decisions identical to replay."""
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(lambda case: _prove(model, trace, slots, tokens, *case), cases))
+    return [_prove(model, trace, slots, tokens, *case) for case in cases]
 
 
 def _prove(model: str, trace: str, slots: int, tokens: int, policy: str, predictor: str | None) -> dict[str, Any]:

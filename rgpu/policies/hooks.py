@@ -106,16 +106,25 @@ def wish_by_score(m, f, row, first, experts, floor):
 
     Each wish must have a resident of its own to replace (or a free slot); scores at or under `floor` are never wished.
     """
-    order = np.argsort(-f[row, first : first + experts], kind="mergesort")
     free = m[REG, CAP] - m[REG, USED]
     n = 0
-    for i in range(experts):
-        key = first + order[i]
-        if f[row, key] <= floor:
+    last = np.inf
+    at = first - 1
+    while True:  # next in falling order of score, ties by lowest key; few are looked at, so no sort
+        best = floor
+        key = -1
+        for k in range(first, first + experts):
+            after = f[row, k] < last or (f[row, k] == last and k > at)
+            if after and f[row, k] > best:
+                best = f[row, k]
+                key = k
+        if key < 0:
             break
+        last = best
+        at = key
         if m[SLOT_OF, key] >= 0:
             continue
-        if n >= free and below(m, f, row, f[row, key]) < n - free + 1:
+        if n >= free and below(m, f, row, best) < n - free + 1:
             break
         m[WANT, n] = key
         n += 1
