@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from rgpu.policies.belady import Belady
 from rgpu.policies.fifo import Fifo
 from rgpu.policies.lfu import Lfu
 from rgpu.policies.loop import COUNTS, HITS
@@ -124,9 +123,7 @@ def main() -> None:
     trace = load_trace(arguments.trace)
     events = build_events(trace, by_layer=True)
     rows = []
-    for policy, slots in itertools.product((Lru(), Fifo(), Lfu(), Random(), Belady()), (8, 16)):
-        if policy.traits.needs_future:
-            continue
+    for policy, slots in itertools.product((Lru(), Fifo(), Lfu(), Random()), (8, 16)):
         hits, cpu, wall = loop_speed(trace, events, policy, slots)
         about = {"provider": "rgpu", "policy": policy.name, "hits": hits, "accesses": len(events.keys)}
         rows.append(row("accesses_per_cpu_s", "1/s", slots, cpu, **about))
