@@ -57,7 +57,9 @@ def draw(table: pd.DataFrame, figure: Figure) -> None:
             axis.grid(visible=False)
     axes[-1].set_xlabel(f"token (MoE layer {layer}, {slots} slots)")
     style.footer(
-        figure, rows, "One colour an expert, the same in every panel; grey: empty. Loads: slots whose expert changed."
+        figure,
+        rows,
+        "One colour an expert, the same in every panel; grey: empty, or set aside for staging. Loads: slots whose expert changed.",
     )
 
 
