@@ -59,7 +59,7 @@ def draw(table: pd.DataFrame, figure: Figure) -> None:
     style.footer(
         figure,
         rows,
-        "One colour an expert, the same in every panel; grey: empty, or set aside for staging. Loads: slots whose expert changed.",
+        "One colour an expert, the same in every panel; grey: empty or staging. Loads: slots whose expert changed.",
     )
 
 
