@@ -1,7 +1,7 @@
 """Contracts without torch: what a predictor and a planner give the controller, and what moves an expert's bytes."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -49,3 +49,15 @@ class TransferEngine(Protocol):
     def wait(self, pool: int, slot: int) -> None: ...
 
     def close(self) -> None: ...
+
+
+class ExpertCompute(Protocol):
+    """Computes routed experts from the slots that hold them. An implementation is built from a `SlotLayout` and a `Gate`.
+
+    `x_TD` activations; `slots_SB` uint8 [S, stride], every row one expert's buffer; `slot_TK` int32, the slot of each
+    (token, expert) pair, -1 where the expert is not resident: such a pair adds nothing; `weight_TK` float32 router weights.
+    -> [T, D] in the dtype of x: for every token the weighted sum of its resident experts, accumulated in float32 in the
+    order of K, so that it never depends on which slot an expert sits in. Bad shapes, dtypes or slots: `InputError`.
+    """
+
+    def __call__(self, x_TD: Any, slots_SB: Any, slot_TK: Any, weight_TK: Any) -> Any: ...

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rgpu.errors import InputError
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class ExpertKey:
@@ -47,3 +49,27 @@ class RoutingEvent:
     hidden_TD: np.ndarray | None = None
     logits_TE: np.ndarray | None = None
     phase_T: np.ndarray | None = None
+
+
+GATES = ("silu", "gelu_tanh", "gpt_oss")
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """How a gated expert joins its two projections g and u into h, computed in float32.
+
+    `silu`: g * sigmoid(g) * u. `gelu_tanh`: gelu(g) in its tanh form, times u. `gpt_oss`: with g clamped from above and u
+    to both sides at `limit`, g * sigmoid(alpha * g) * (u + 1). `limit` clamps the other kinds alike where it is above 0
+    (g from above, u to both sides: DeepSeek-V4); `alpha` belongs to `gpt_oss` alone.
+    """
+
+    kind: str = "silu"
+    alpha: float = 1.702
+    limit: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in GATES or self.limit < 0 or (self.kind == "gpt_oss" and self.limit == 0):
+            raise InputError(
+                f"unknown gate: got kind={self.kind}, limit={self.limit}; expected one of {', '.join(GATES)} and a limit "
+                "of 0 (none) or more, above 0 for gpt_oss"
+            )

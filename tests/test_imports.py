@@ -37,7 +37,9 @@ TABLE: dict[tuple[str, ...], Row] = {  # the longest matching prefix decides
     LIGHT: Row((*BASE, *LIGHT), ARRAYS, lazily={"torch"}, never=("rgpu.traces.recorder",)),
     HEAVY: Row((*BASE, *LIGHT, *HEAVY), ARRAYS | {"torch"}, never=("rgpu.traces.recorder",)),
     RUNTIME: Row((*BASE, *LIGHT, *HEAVY, *RUNTIME), ARRAYS | {"torch", "transformers"}),
-    ("rgpu.kernels",): Row(("rgpu.types", "rgpu.errors", "rgpu.quant", "rgpu.kernels"), {"torch", "triton"}),
+    ("rgpu.kernels",): Row(
+        ("rgpu.types", "rgpu.errors", "rgpu.quant", "rgpu.kernels"), {"torch", "triton", "llvmlite"}
+    ),
     ("rgpu.predictors",): Row(
         (*BASE, "rgpu.traces", "rgpu.predictors"),
         {"numpy", "torch", "sklearn", "safetensors", "tqdm"},
