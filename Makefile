@@ -9,10 +9,10 @@ TORCH   := torch==2.13.0
 quick   := $(if $(filter 1 true yes,$(QUICK)),quick=true)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test check bench gpu figures clean
+.PHONY: help reproduce test check kernels-gate bench gpu figures clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/.torch:
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 to 3.13 found; give PYTHON=/path/to/python" >&2; exit 2; }
@@ -30,22 +30,40 @@ help: ## this list
 	$(BIN)/python -m pip install -e ".[test]"
 	@touch $@ .venv/.run
 
+# dequantisers of AutoGPTQ's and AutoAWQ's heirs, which tests load file by file: beside the environment, as their
+# dependencies would change it
+.venv/.oracles: .venv/.test
+	test -d .venv/oracles || $(BIN)/python -m pip install --no-deps --target .venv/oracles autoawq==0.2.9 gptqmodel==7.7.0
+	@touch $@
+
+# every version of Triton the gate compiles with, where it is not the environment's own, beside the environment
+.venv/.tritons: kernels/gate/targets.py .venv/.run
+	@set -e; versions=$$($(BIN)/python -c "from rgpu.kernels.gate.targets import VERSIONS; print(*VERSIONS)"); \
+	for v in $$versions; do \
+	    $(BIN)/python -c "import sys, triton; sys.exit(triton.__version__ != '$$v')" 2>/dev/null \
+	    || test -d .venv/triton-$$v/triton \
+	    || $(BIN)/python -m pip install --no-deps --target .venv/triton-$$v triton==$$v; done
+	@touch $@
+
 reproduce: .venv/.run ## the whole study on the shipped model and traces -> results/reproduce/report.html (QUICK=1: short)
 	$(OFFLINE) $(BIN)/rgpu reproduce $(quick) $(ARGS)
 
-test: .venv/.test ## all tests (ARGS="-k name" for some)
-	$(OFFLINE) $(BIN)/python -m pytest $(ARGS)
+test: .venv/.test .venv/.oracles ## all tests (ARGS="-k name" for some)
+	$(OFFLINE) $(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 check: .venv/.test ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/.test ## speed, as rows in benchmarks/results/
-	@set -e; for file in benchmarks/*.py; do echo "$$file"; $(OFFLINE) $(BIN)/python $$file $(ARGS); done
+kernels-gate: .venv/.tritons ## GPU kernels compiled without a GPU against the table (full=1: all, update=1: write it)
+	$(BIN)/python -m rgpu.kernels.gate.gate $(if $(full),full=$(full)) $(if $(update),update=$(update)) $(ARGS)
 
-gpu: ## GPU benchmarks
-	@echo "No GPU benchmark exists yet: there is no GPU kernel to measure. 'make bench' measures the CPU."
+bench: .venv/.test ## speed, as rows in benchmarks/results/
+	@set -e; for file in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do echo "$$file"; $(OFFLINE) $(BIN)/python $$file $(ARGS); done
+
+gpu: ## GPU kernels checked and measured -> results/gpu/<date>/ (GPU_PYTHON=python3: one whose torch has CUDA)
+	$(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py $(ARGS)
 
 figures: .venv/.run ## draw the figures again from the rows of the last 'make reproduce'
 	$(OFFLINE) $(BIN)/rgpu plot rows=results/reproduce/rows.parquet out=results/reproduce/figures $(ARGS)

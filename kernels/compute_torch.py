@@ -34,7 +34,11 @@ def check_call(
 ) -> None:  # fmt: skip
     """`InputError` for arguments that do not fit `ExpertCompute`. `read_slots=False` leaves out the range of the slots,
     which on a GPU would wait for the device."""
-    if x_TD.dim() != 2 or x_TD.shape[1] != layout.hidden or x_TD.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if (
+        x_TD.dim() != 2
+        or x_TD.shape[1] != layout.hidden
+        or x_TD.dtype not in (torch.float32, torch.bfloat16, torch.float16)
+    ):
         raise InputError(
             f"experts: got x {x_TD.dtype} {list(x_TD.shape)}; expected [T, {layout.hidden}] in float32, bfloat16 or float16"
         )
@@ -57,7 +61,7 @@ def check_call(
     devices = {tensor.device for tensor in (x_TD, slots_SB, slot_TK, weight_TK)}
     if len(devices) > 1:
         raise InputError(f"experts: got tensors on {', '.join(sorted(map(str, devices)))}; expected one device")
-    if read_slots and slot_TK.numel() and not (-1 <= int(slot_TK.min()) and int(slot_TK.max()) < slots_SB.shape[0]):
+    if read_slots and slot_TK.numel() and not (int(slot_TK.min()) >= -1 and int(slot_TK.max()) < slots_SB.shape[0]):
         raise InputError(
             f"experts: got slots {int(slot_TK.min())} to {int(slot_TK.max())}; expected -1 to {slots_SB.shape[0] - 1}"
         )
@@ -74,6 +78,10 @@ class TorchCompute:
         self, x_TD: torch.Tensor, slots_SB: torch.Tensor, slot_TK: torch.Tensor, weight_TK: torch.Tensor
     ) -> torch.Tensor:
         """See `ExpertCompute`."""
+        if x_TD.device.type != "cpu":
+            raise InputError(
+                f"TorchCompute: got tensors on {x_TD.device}; expected the CPU, where weights unpack; move them"
+            )
         check_call(self.layout, x_TD, slots_SB, slot_TK, weight_TK)
         tokens, top_k = slot_TK.shape
         parts_TKD = torch.zeros(tokens, top_k, self.layout.hidden)

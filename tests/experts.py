@@ -18,18 +18,23 @@ def random_arrays(fmt: QuantFormat, rows: int, cols: int, seed: int) -> dict[str
         elif part.name in ("q", "high"):
             array = torch.randint(-(1 << 15), 1 << 15, part.shape, generator=make)
             if fmt.name == "fp8_block":  # 0x7f and 0xff are NaN
-                array = (array & 0x7777) | (array & -32640)
+                for byte in (0, 8):
+                    array = torch.where((array >> byte) & 0x7F == 0x7F, array ^ (1 << byte), array)
         elif part.dtype.is_floating_point:
             spread = {"int8": 60, "q8_0": 60, "fp8_block": 100, "q4_k": 300, "q6_k": 600}.get(fmt.name, 5)
             array = (0.5 + torch.rand(part.shape, generator=make)) / spread / cols**0.5
+            array = torch.where(torch.rand(part.shape, generator=make) < 0.2, -array, array)
             if part.name == "global":
                 array = array * 0.2
         elif part.dtype == torch.int8:
             array = torch.randint(-40, 41, part.shape, generator=make)
         elif fmt.name == "mxfp4":
             array = torch.randint(118, 123, part.shape, generator=make)
+            array[torch.rand(part.shape, generator=make) < 0.1] = 0  # 2**-127
         elif fmt.name == "nvfp4":
             array = torch.randint(40, 64, part.shape, generator=make)
+            odd = torch.rand(part.shape, generator=make)  # subnormal and negative scales
+            array = torch.where(odd < 0.1, array % 8, torch.where(odd < 0.3, array + 128, array))
         elif part.name == "zero":
             array = torch.randint(0, 16, part.shape, generator=make)
         else:
@@ -44,7 +49,9 @@ def random_expert(layout: SlotLayout, seed: int) -> ExpertArrays:
     up_fmt, down_fmt = layout.format_of("gate_up"), layout.format_of("down")
     make = torch.Generator().manual_seed(seed)
     biases = [torch.randn(n, generator=make) * 0.3 for n in (wide[0], wide[0], wide[1])] if layout.bias else [None] * 3
-    orders = [torch.randperm(n, generator=make).int() for n in wide[::-1]] if getattr(up_fmt, "act_order", False) else []
+    orders = (
+        [torch.randperm(n, generator=make).int() for n in wide[::-1]] if getattr(up_fmt, "act_order", False) else []
+    )
     return ExpertArrays(
         random_arrays(up_fmt, *wide, seed), random_arrays(up_fmt, *wide, seed + 1),
         random_arrays(down_fmt, *narrow, seed + 2), *biases, *orders,

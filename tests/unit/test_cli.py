@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,23 @@ def test_unknown_command_names_the_nearest() -> None:
     result = cli_with("repaly")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "rgpu: no command 'repaly'; did you mean replay?\n"
+
+
+def test_a_bare_first_word_says_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    module = SimpleNamespace(run=SimpleNamespace(main=lambda: seen.extend(sys.argv)))
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: module)
+    for words in (["kernels", "rows=[1]"], ["what=kernels", "rows=[1]"]):
+        seen.clear()
+        monkeypatch.setattr(sys, "argv", ["rgpu", "bench", *words])
+        cli.main()
+        assert seen == ["rgpu bench", "what=kernels", "rows=[1]"]
+
+
+def test_an_unknown_word_is_one_line() -> None:
+    result = cli_with("bench", "kernel")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "rgpu bench: got 'kernel'; expected one of: kernels; then key=value settings\n"
 
 
 def test_version() -> None:

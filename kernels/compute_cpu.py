@@ -1,0 +1,92 @@
+"""`CpuCompute`: experts from slots on a processor, reading the stored bytes directly; made for decode (1 to 16 rows).
+
+Legend: T tokens, D hidden size, I expert width, K top-k, S slots, B bytes of a slot; P pairs (token, expert), token by
+token.
+"""
+
+from array import array
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from rgpu.errors import InputError
+from rgpu.kernels.compute_torch import check_call
+from rgpu.kernels.cpu.activations import ready_numbers
+from rgpu.kernels.cpu.combine import combiner
+from rgpu.kernels.cpu.decode import decoder_of
+from rgpu.kernels.cpu.matrix import matrix_of
+from rgpu.kernels.cpu.multiply import TILE, kernel
+from rgpu.quant.layout import SlotLayout
+from rgpu.types import Gate
+
+Tile = tuple[int, int, int]  # address of a slot; the first of its pairs in the list of pairs, and how many
+Places = tuple[int, int, int, int]  # addresses of x and of the list of its rows, of y and of the list of its rows
+
+
+class CpuCompute:
+    """`ExpertCompute` without unpacking: weights are decoded in registers and multiplied in float32.
+
+    `threads` (1 where None) share the output rows of every expert; results are the same bit for bit with any number of
+    them, in any slots and beside any other tokens. Kernels are compiled at first use, for the layout at hand. Torch's own
+    threads play no part. A format without a decoder, tensors on another device, or an x86 processor without AVX2, FMA and
+    F16C: `InputError`.
+    """
+
+    def __init__(self, layout: SlotLayout, gate: Gate, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise InputError(f"CPU experts: got threads={threads}; expected 1 or more")
+        self.layout = layout
+        self.gate = gate
+        self.threads = threads or 1
+        self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
+        self._matrices = {name: matrix_of(layout, name) for name in ("gate_up", "down")}
+        for matrix in self._matrices.values():
+            decoder_of(matrix.format)
+        self._room = max(ready_numbers(matrix, TILE) for matrix in self._matrices.values())
+
+    def __call__(
+        self, x_TD: torch.Tensor, slots_SB: torch.Tensor, slot_TK: torch.Tensor, weight_TK: torch.Tensor
+    ) -> torch.Tensor:
+        """See `ExpertCompute`."""
+        if x_TD.device.type != "cpu":
+            raise InputError(f"CPU experts: got tensors on {x_TD.device}; expected them on the CPU")
+        check_call(self.layout, x_TD, slots_SB, slot_TK, weight_TK)
+        tokens, top_k = slot_TK.shape
+        pairs: dict[int, list[int]] = {}
+        for pair, slot in enumerate(slot_TK.flatten().tolist()):
+            if slot >= 0:
+                pairs.setdefault(slot, []).append(pair)
+        tiles: list[Tile] = []
+        pair_rows = array("i")
+        for slot, same in pairs.items():
+            address = slots_SB.data_ptr() + slot * slots_SB.stride(0)
+            tiles += [(address, len(pair_rows) + k, min(TILE, len(same) - k)) for k in range(0, len(same), TILE)]
+            pair_rows.extend(same)
+        token_rows = array("i", [pair // top_k for pair in pair_rows])
+        inputs, slots, weights = x_TD.float().contiguous(), slot_TK.contiguous(), weight_TK.contiguous()
+        both_PI = torch.empty(tokens * top_k, 2 * self.layout.intermediate)
+        parts_PD = torch.empty(tokens * top_k, self.layout.hidden)
+        out_TD = torch.empty(tokens, self.layout.hidden)
+        of_tokens, of_pairs = token_rows.buffer_info()[0], pair_rows.buffer_info()[0]
+        self._pass("gate_up", None, tiles, (inputs.data_ptr(), of_tokens, both_PI.data_ptr(), of_pairs))
+        self._pass("down", self.gate, tiles, (both_PI.data_ptr(), of_pairs, parts_PD.data_ptr(), of_pairs))
+        addresses = (tensor.data_ptr() for tensor in (parts_PD, slots, weights, out_TD))
+        combiner(self.layout.hidden).call(*addresses, tokens, top_k)
+        return out_TD.to(x_TD.dtype)
+
+    def _pass(self, name: str, gate: Gate | None, tiles: list[Tile], places: Places) -> None:
+        """Every tile's rows times the matrix `name` of its slot, each thread a share of the output columns."""
+        matrix = self._matrices[name]
+        calls = {count: kernel(matrix, count, gate).call for count in {count for _, _, count in tiles}}
+        ready = torch.empty(self.threads, self._room)
+
+        def share(thread: int) -> None:
+            first, last = (matrix.rows * t // self.threads for t in (thread, thread + 1))
+            (x, x_rows, y, y_rows), room = places, ready[thread].data_ptr()
+            for slot, k, count in tiles:
+                calls[count](slot, x, x_rows + 4 * k, y, y_rows + 4 * k, room, first, last)
+
+        if self._pool is None:
+            share(0)
+        else:
+            list(self._pool.map(share, range(self.threads)))

@@ -1,0 +1,91 @@
+"""benchmarks/gpu.py where there is no GPU: its checks in the interpreter, and the lines it ends with."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rgpu.experiments.benching import correctness
+from rgpu.experiments.benching.correctness import KERNELS, Case, cases, check
+from rgpu.experiments.benching.table import read_rows
+from rgpu.kernels.shapes import FAMILIES
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.py"
+
+
+def script(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, env=os.environ)
+
+
+def test_checks_in_the_interpreter(tmp_path: Path) -> None:
+    done = script("--interpret", "--only-experts", "--formats", "int4-g32-zero", "--rows", "1", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    rows = read_rows(tmp_path / "correctness.csv")
+    assert summary["wrong"] == [] and summary["correctness_rows"] == len(rows) == 12
+    assert {row["kernel"] for row in rows} == {"decode", "prefill"}
+    assert {row["gate"] for row in rows} == set(correctness.GATES)
+    assert all(row["right"] == row["repeats"] == "True" for row in rows)
+    assert json.loads((tmp_path / "summary.json").read_text())["exit_codes"] == {"correctness": 0}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu() -> None:
+    done = script()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("gpu: no GPU: ") and done.stderr.count("\n") == 1
+
+
+def test_an_unknown_format() -> None:
+    done = script("--interpret", "--formats", "int3")
+    assert done.returncode == 2 and done.stderr.startswith("gpu: --formats: got 'int3'; expected some of ")
+
+
+def test_a_checkout_without_its_links(tmp_path: Path) -> None:
+    (tmp_path / "benchmarks").mkdir()
+    copy = tmp_path / "benchmarks" / "gpu.py"
+    copy.write_text(SCRIPT.read_text())
+    (tmp_path / "rgpu").mkdir()
+    (tmp_path / "rgpu" / "__init__.py").touch()
+    done = subprocess.run([sys.executable, str(copy)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("gpu: cannot import: ") and done.stderr.count("\n") == 1
+
+
+def test_nothing_heavy_is_needed() -> None:
+    """What the machines with a GPU lack is not imported by what runs there."""
+    modules = "correctness, measuring, providers, running, table, transfers"
+    code = (
+        f"from rgpu.experiments.benching import {modules}\nimport sys\n"
+        "found = {'hydra', 'numba', 'pandas', 'matplotlib', 'transformers', 'llvmlite'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {sorted(found)}' if found else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_kernel_of_every_format_is_planned() -> None:
+    planned = list(cases())
+    assert len({case.key for case in planned}) == len(planned)
+    found = {(case.kernel, case.format) for case in planned}
+    assert {(kernel, name) for kernel in ("decode", "prefill") for name, _ in FAMILIES} <= found
+    assert {fmt for kernel, fmt in found if kernel == "decode_fast"} == {"int4-g128", "int4-g32-zero", "q4_k"}
+    assert {case.kernel for case in planned} == set(KERNELS)
+
+
+def test_a_wrong_kernel_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("decode", "int4-g32-zero", "small", "silu", 1, "fp32")
+    cpu = torch.device("cpu")
+    assert check(case, cpu)["right"]
+    real = correctness.moe_decode
+    monkeypatch.setattr(correctness, "moe_decode", lambda *a, **k: real(*a, **k) * 1.0001)
+    assert not check(case, cpu)["right"]
+    monkeypatch.setattr(correctness, "moe_decode", lambda *a, **k: real(*a, **k) * float("nan"))
+    assert not check(case, cpu)["right"]
+    noise = iter((0.0, 1e-9))
+    monkeypatch.setattr(correctness, "moe_decode", lambda *a, **k: real(*a, **k) + next(noise))
+    found = check(case, cpu)
+    assert found["right"] and not found["repeats"]
