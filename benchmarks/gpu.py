@@ -154,6 +154,11 @@ def main() -> None:
     arguments = options()
     if arguments.interpret:
         os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel's module is imported
+    for link in ("kernels/decode.py", "experiments/benching/cases.py"):
+        if not (ROOT / "rgpu" / link).exists():
+            stop(
+                f"no rgpu/{link}: got a checkout without its links; make them: ln -s ../kernels ../experiments ../conf rgpu/"
+            )
     sys.path.insert(0, str(ROOT))
     try:
         import torch
@@ -162,8 +167,7 @@ def main() -> None:
         from rgpu.experiments.benching.cases import FORMATS
         from rgpu.results.provenance import manifest
     except ImportError as error:
-        stop(f"cannot import: {error}; expected torch, triton, numpy and a checkout with the links rgpu/kernels, "
-             "rgpu/experiments; see CONTRIBUTING.md")  # fmt: skip
+        stop(f"cannot import: {error}; expected a Python with torch, triton and numpy; give make gpu GPU_PYTHON=...")
     if unknown := sorted(set(arguments.formats) - set(FORMATS)):
         stop(f"--formats: got {unknown[0]!r}; expected some of {', '.join(FORMATS)}")
     if unknown := sorted(set(arguments.parts) - set(PARTS)):

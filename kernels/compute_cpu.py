@@ -5,7 +5,7 @@ token.
 """
 
 from array import array
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 
@@ -64,9 +64,9 @@ class CpuCompute:
             pair_rows.extend(same)
         token_rows = array("i", [pair // top_k for pair in pair_rows])
         inputs, slots, weights = x_TD.float().contiguous(), slot_TK.contiguous(), weight_TK.contiguous()
-        both_PI = torch.empty(tokens * top_k, 2 * self.layout.intermediate)
-        parts_PD = torch.empty(tokens * top_k, self.layout.hidden)
-        out_TD = torch.empty(tokens, self.layout.hidden)
+        both_PI = _numbers(tokens * top_k, 2 * self.layout.intermediate)
+        parts_PD = _numbers(tokens * top_k, self.layout.hidden)
+        out_TD = _numbers(tokens, self.layout.hidden)
         of_tokens, of_pairs = token_rows.buffer_info()[0], pair_rows.buffer_info()[0]
         self._pass("gate_up", None, tiles, (inputs.data_ptr(), of_tokens, both_PI.data_ptr(), of_pairs))
         self._pass("down", self.gate, tiles, (both_PI.data_ptr(), of_pairs, parts_PD.data_ptr(), of_pairs))
@@ -78,7 +78,7 @@ class CpuCompute:
         """Every tile's rows times the matrix `name` of its slot, each thread a share of the output columns."""
         matrix = self._matrices[name]
         calls = {count: kernel(matrix, count, gate).call for count in {count for _, _, count in tiles}}
-        ready = torch.empty(self.threads, self._room)
+        ready = _numbers(self.threads, self._room)
 
         def share(thread: int) -> None:
             first, last = (matrix.rows * t // self.threads for t in (thread, thread + 1))
@@ -89,4 +89,14 @@ class CpuCompute:
         if self._pool is None:
             share(0)
         else:
-            list(self._pool.map(share, range(self.threads)))
+            running = [self._pool.submit(share, thread) for thread in range(self.threads)]
+            try:
+                for one in running:
+                    one.result()
+            finally:
+                wait(running)  # also when interrupted: they write into memory that the caller would free
+
+
+def _numbers(*shape: int) -> torch.Tensor:
+    """float32 on the CPU, whatever torch's defaults are: machine code writes there."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")

@@ -16,7 +16,9 @@ COMMANDS = {
     "generate": "generate text with the experts in a small pool of slots",
     "reproduce": "the whole study on the shipped model and traces, with figures and a report",
     "plot": "draw figures from result rows",
+    "bench": "measure the kernels on this machine: microseconds, GB/s, share of the roofline",
 }
+SUBJECTS = {"bench": ("kernels",)}  # commands whose first word says what: `bench kernels` is `bench what=kernels`
 HELP = ("-h", "--help", "help")
 
 
@@ -36,6 +38,17 @@ def usage() -> str:
     )
 
 
+def _with_subject(name: str, rest: list[str]) -> list[str]:
+    """`rest` with a bare first word as `what=word`; exits 2 for a word that the command does not know."""
+    if name not in SUBJECTS or not rest or "=" in rest[0] or rest[0].startswith("-"):
+        return rest
+    if rest[0] not in SUBJECTS[name]:
+        known = ", ".join(SUBJECTS[name])
+        sys.stderr.write(f"rgpu {name}: got {rest[0]!r}; expected one of: {known}; then key=value settings\n")
+        raise SystemExit(2)
+    return [f"what={rest[0]}", *rest[1:]]
+
+
 def main() -> None:
     """Entry of the console script; exits 2 on an unknown command."""
     arguments = sys.argv[1:]
@@ -53,7 +66,7 @@ def main() -> None:
         raise SystemExit(2)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's own policy or predictor; last, so that it shadows nothing
-    sys.argv = [f"rgpu {name}", *arguments[1:]]
+    sys.argv = [f"rgpu {name}", *_with_subject(name, arguments[1:])]
     try:
         module = importlib.import_module(f"rgpu.experiments.{name}")
     except KeyboardInterrupt:

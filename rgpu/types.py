@@ -3,6 +3,7 @@
 Legend: T tokens of one event, K top-k, E experts a layer, L MoE layers, D hidden size.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -68,8 +69,10 @@ class Gate:
     limit: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.kind not in GATES or self.limit < 0 or (self.kind == "gpt_oss" and self.limit == 0):
+        finite = math.isfinite(self.limit) and math.isfinite(self.alpha)
+        if not finite or self.kind not in GATES or self.limit < 0 or (self.kind == "gpt_oss" and self.limit == 0):
             raise InputError(
-                f"unknown gate: got kind={self.kind}, limit={self.limit}; expected one of {', '.join(GATES)} and a limit "
+                f"unknown gate: got kind={self.kind}, alpha={self.alpha}, limit={self.limit}; expected one of "
+                f"{', '.join(GATES)} and a limit "
                 "of 0 (none) or more, above 0 for gpt_oss"
             )

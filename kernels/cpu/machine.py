@@ -31,7 +31,9 @@ def compiled(text: str, name: str, pointers: int, numbers: int) -> Compiled:
     engine = llvm.create_mcjit_compiler(module, target)
     engine.finalize_object()
     kind = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * pointers, *[ctypes.c_int64] * numbers)
-    return Compiled(kind(engine.get_function_address(name)), engine)
+    call = kind(engine.get_function_address(name))
+    call.engine = engine  # type: ignore[attr-defined]  # the code lives as long as anyone can call it
+    return Compiled(call, engine)
 
 
 def assembly(text: str) -> str:

@@ -44,7 +44,7 @@ class BitsAndBytes:
                 f"{[rows, cols]}; expected {numbers // 2} bytes and a multiple of 64 columns"
             )
         table = module.shaped("weight.quant_map", (16,), torch.float32)
-        if not torch.equal(table, torch.tensor(NF4)):
+        if not torch.equal(table, torch.tensor(NF4, dtype=torch.float32)):
             raise InputError(
                 f"cannot read the {module.title}: got another table in {module.name('weight.quant_map')}; expected that of NF4"
             )
@@ -94,4 +94,4 @@ def _scales(module: Module, state: Mapping[str, Any], blocks: int) -> torch.Tens
     codes = module.shaped("weight.absmax", (blocks,), torch.uint8)
     table = module.shaped("weight.nested_quant_map", (256,), torch.float32)
     outer = module.shaped("weight.nested_absmax", (-(-blocks // size),), torch.float32)
-    return table[codes.int()] * outer.repeat_interleave(size)[:blocks] + torch.tensor(offset)
+    return table[codes.int()] * outer.repeat_interleave(size)[:blocks] + torch.tensor(offset, dtype=torch.float32)

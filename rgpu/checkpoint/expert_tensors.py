@@ -75,7 +75,7 @@ class ExpertTensors:
         experts = max(counts)
         for layer in self.layer_ids:
             stacked = [kind for kind in ("gate_up_proj", "down_proj") if (layer, kind) in self._stacked]
-            if len(stacked) == 2 and self._stacked_count((layer, "down_proj")) == experts:
+            if len(stacked) == 2 and all(self._stacked_count((layer, kind)) == experts for kind in stacked):
                 continue
             for expert in range(experts):
                 for role in ROLES:

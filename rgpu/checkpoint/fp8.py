@@ -46,7 +46,7 @@ class Fp8:
 def fp8(settings: Mapping[str, Any], first: Modules) -> Fp8:
     """The codec of an FP8 checkpoint; `InputError` for other blocks than 128 x 128."""
     block = settings.get("weight_block_size")
-    if list(block or ()) != [128, 128]:
+    if not isinstance(block, list | tuple) or list(block) != [128, 128]:
         raise InputError(
             f"cannot read an FP8 checkpoint: got weight_block_size {block}; expected [128, 128] (one scale for a tensor or a "
             "row is not read)"

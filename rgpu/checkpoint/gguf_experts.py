@@ -19,7 +19,7 @@ from rgpu.checkpoint.gguf_file import GgufFile, GgufTensor
 from rgpu.errors import InputError
 from rgpu.quant.layout import ExpertArrays, SlotLayout
 
-_EXPERTS = re.compile(r"^blk\.(\d+)\.ffn_(gate|up|gate_up|down)_exps\.(weight|bias)$")
+_EXPERTS = re.compile(r"^blk\.(\d+)\.ffn_(gate|up|gate_up|down)_exps\.(.+)$")
 _F32 = 0
 
 
@@ -40,7 +40,12 @@ class GgufExperts:
         for file in self._files:
             for name, tensor in file.tensors.items():
                 match = _EXPERTS.match(name)
-                if match and (layers is None or int(match[1]) < layers):
+                if match and (layers is None or int(match[1]) < layers) and match[3] != "input_scale":
+                    if match[3] not in ("weight", "bias"):
+                        raise InputError(
+                            f"cannot read {name} in {paths[0]}: got a tensor that rgpu does not know beside the experts; "
+                            "expected weight and bias alone"
+                        )
                     self._found[int(match[1]), f"{match[2]}.{match[3]}"] = file, tensor
         if not self._found:
             raise InputError(
@@ -182,5 +187,11 @@ class GgufExperts:
 def _count(keys: dict[str, Any]) -> int | None:
     """Blocks that run: without those that predict further tokens."""
     arch = keys.get("general.architecture")
-    blocks = keys.get(f"{arch}.block_count")
-    return None if blocks is None else int(blocks) - int(keys.get(f"{arch}.nextn_predict_layers") or 0)
+    blocks, ahead = keys.get(f"{arch}.block_count"), keys.get(f"{arch}.nextn_predict_layers") or 0
+    if blocks is None:
+        return None
+    if not isinstance(blocks, int) or not isinstance(ahead, int):
+        raise InputError(
+            f"cannot read {arch}.block_count: got {blocks!r} less {ahead!r}; expected integers; download it again"
+        )
+    return blocks - ahead

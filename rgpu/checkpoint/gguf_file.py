@@ -102,6 +102,8 @@ class GgufFile:
         if kind != _ARRAY:
             raise IndexError
         item, count = self._take("I"), self._take("Q")
+        if item == _ARRAY:
+            raise IndexError
         if item in _SCALARS:
             self._at += count * struct.calcsize(f"<{_SCALARS[item]}")
         else:

@@ -40,9 +40,10 @@ def open_experts(path: Path, quantize: Quantizer | None = None) -> ExpertReader:
             raise _already(path, "GGUF")
         return GgufExperts(files)
     settings, text = _settings(path)
-    tensors = ExpertTensors(
-        path, interleaved=text.get("model_type") in _INTERLEAVED, layers=text.get("num_hidden_layers")
-    )
+    layers = text.get("num_hidden_layers")
+    if layers is not None and not isinstance(layers, int):
+        raise InputError(f"cannot read {path}/config.json: got num_hidden_layers {layers!r}; expected an integer")
+    tensors = ExpertTensors(path, interleaved=text.get("model_type") in _INTERLEAVED, layers=layers)
     first = tensors.modules(tensors.layer_ids[0], 0)
     if not settings or _is_plain(first):
         codec: Codec = plain(settings, first, quantize)

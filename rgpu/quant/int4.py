@@ -50,12 +50,16 @@ class Int4:
     def store(
         self, codes_NK: torch.Tensor, scale_NG: torch.Tensor, zero_NG: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """Arrays from codes in 0..15 [N, K], scales and zero points in 0..15 [N, K/G]: bits move, none changes.
-        `InputError` for codes out of range and scales or zero points of another shape, or not finite."""
+        """Arrays from codes in 0..15 [N, K], scales of `scale_dtype` [N, K/G] and, where asymmetric, integer zero points in
+        0..15 [N, K/G]: bits move, none changes. `InputError` for codes or zero points out of range, zero points missing or
+        too many, and scales of another shape or dtype, or not finite."""
         check_codes("int4", codes_NK, 4)
-        arrays = {"q": pack_fields(codes_NK, 4), "scale": scale_NG.to(self.scale_dtype).contiguous()}
-        if self.asymmetric:
-            assert zero_NG is not None
+        arrays = {"q": pack_fields(codes_NK, 4), "scale": scale_NG.contiguous()}
+        if (zero_NG is None) == self.asymmetric:
+            got, expected = ("none", "some") if self.asymmetric else ("some", "none")
+            raise InputError(f"int4: got {got} zero points; expected {expected}; set asymmetric to match")
+        if zero_NG is not None:
+            check_codes("int4 zero points", zero_NG, 4)
             arrays["zero"] = zero_NG.to(torch.uint8).contiguous()
         check_arrays(self, arrays, *codes_NK.shape)
         return arrays
@@ -76,7 +80,7 @@ class Int4:
             return self.store(codes_of(weight_NGC, scale_NG, torch.full_like(scale_NG, 8), 15), scale_NG)
         scale_NG = hold_scale(self.name, (high_NG - low_NG) / 15, self.scale_dtype, 15)
         zero_NG = (-low_NG / torch.where(scale_NG == 0, 1.0, scale_NG.double())).round().clamp(0, 15)
-        return self.store(codes_of(weight_NGC, scale_NG, zero_NG, 15), scale_NG, zero_NG)
+        return self.store(codes_of(weight_NGC, scale_NG, zero_NG, 15), scale_NG, zero_NG.to(torch.uint8))
 
     def codes(self, arrays: Arrays) -> torch.Tensor:
         """uint8 [N, K] codes in 0..15."""

@@ -31,9 +31,8 @@ def fit(fmt: Int4, weight_NK: torch.Tensor) -> dict[str, torch.Tensor]:
     fitted = codes_of(weight_NGC, scale_NG, zero_NG, 15), scale_NG, zero_NG.to(torch.uint8)
     better_NG = _error(weight_NGC, *fitted) < _error(weight_NGC, *plain)  # False where a scale became infinite: NaN
     codes = torch.where(better_NG.repeat_interleave(fmt.group, 1), fitted[0], plain[0])
-    return fmt.store(
-        codes, *(torch.where(better_NG, mine, other) for mine, other in zip(fitted[1:], plain[1:], strict=True))
-    )
+    scale_NG, zero_NG = (torch.where(better_NG, mine, other) for mine, other in zip(fitted[1:], plain[1:], strict=True))
+    return fmt.store(codes, scale_NG, zero_NG.to(torch.uint8) if fmt.asymmetric else None)
 
 
 def _search(weight_MC: torch.Tensor, asymmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:

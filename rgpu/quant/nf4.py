@@ -59,4 +59,6 @@ class Nf4:
 
     def unpack(self, arrays: Arrays) -> torch.Tensor:
         """See `QuantFormat.unpack`."""
-        return torch.tensor(NF4)[self.codes(arrays).int()] * arrays["scale"].repeat_interleave(64, 1)
+        return torch.tensor(NF4, dtype=torch.float32)[self.codes(arrays).int()] * arrays["scale"].repeat_interleave(
+            64, 1
+        )

@@ -16,6 +16,7 @@ from rgpu.quant.int4 import Int4
 from rgpu.quant.int8 import Int8
 from rgpu.quant.layout import SlotLayout
 from rgpu.quant.mxfp4 import Mxfp4
+from rgpu.quant.nf4 import Nf4
 from rgpu.quant.q4_k import Q4K
 from rgpu.quant.q6_k import Q6K
 from rgpu.types import Gate
@@ -184,3 +185,22 @@ def test_mistakes_are_told(case: Case) -> None:
 def test_it_does_not_need_triton() -> None:
     code = "import sys; sys.modules['triton'] = None; import rgpu.kernels.compute_cpu"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("default", (torch.float64, torch.bfloat16))
+def test_torch_defaults_change_nothing(default: torch.dtype) -> None:
+    layout = SlotLayout(64, 64, Nf4())
+    slots = filled_slots(layout, 2)
+    slot_TK, weight_TK = routing(3, 2, [0, 1], 1)
+    x_TD = torch.randn(3, 64)
+    want, dense = CpuCompute(layout, Gate())(x_TD, slots, slot_TK, weight_TK), layout.unpack(slots[0]).gate
+    torch.set_default_dtype(default)
+    try:
+        got, again = (
+            CpuCompute(layout, Gate(), threads=2)(x_TD, slots, slot_TK, weight_TK),
+            layout.unpack(slots[0]).gate,
+        )
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(got, want)
+    assert torch.equal(again, dense)

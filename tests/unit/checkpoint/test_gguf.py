@@ -242,3 +242,11 @@ def test_experts_and_layers_out_of_range_and_quantize(tmp_path: Path) -> None:
                 reader.read(layer, expert)
     with pytest.raises(InputError, match="quantised already"):
         open_experts(path, quantize=Int8())
+
+
+def test_a_tensor_beside_the_experts_that_rgpu_does_not_know(tmp_path: Path) -> None:
+    """A scale of its own, say: passed over, every expert would be off by it."""
+    path = write(tmp_path / "m.gguf", kinds_of("Q8_0"), bias=True)
+    path.write_bytes(path.read_bytes().replace(b"ffn_down_exps.bias", b"ffn_down_exps.scal"))
+    with pytest.raises(InputError, match=r"cannot read blk\.\d\.ffn_down_exps\.scal .*expected weight and bias alone"):
+        open_experts(path)

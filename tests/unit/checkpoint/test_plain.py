@@ -25,6 +25,7 @@ from tests.unit.checkpoint.writing import (
     numbers,
     rng_of,
     stem_of,
+    stems,
     write,
 )
 
@@ -140,3 +141,31 @@ def test_gpt_oss_in_bfloat16_computes_what_gpt_oss_computes(tmp_path: Path) -> N
                 with torch.no_grad():
                     wanted = theirs(x, torch.full((5, 1), expert), torch.ones(5, 1))
                 torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_stacked_projections_of_different_lengths(tmp_path: Path) -> None:
+    tensors = stacked(single())
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    tensors[name] = tensors[name][:-1]
+    with pytest.raises(InputError):
+        open_experts(write(tmp_path, tensors))
+
+
+@pytest.mark.parametrize("index", ["[]", '{"weight_map": {"a": 1}}'])
+def test_an_index_of_another_shape(tmp_path: Path, index: str) -> None:
+    folder = write(tmp_path, single())
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(InputError, match=r"index\.json|incomplete"):
+        open_experts(folder)
+
+
+def test_a_number_of_layers_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="num_hidden_layers '4'; expected an integer"):
+        open_experts(write(tmp_path, single(), num_hidden_layers="4"))
+
+
+def test_fp8_blocks_that_are_no_pair(tmp_path: Path) -> None:
+    weights = {f"{stem}.weight": torch.zeros(rows, cols).to(torch.float8_e4m3fn) for stem, rows, cols in stems()}
+    scales = {f"{stem}.weight_scale_inv": torch.ones(-(-rows // 128), -(-cols // 128)) for stem, rows, cols in stems()}
+    with pytest.raises(InputError, match="weight_block_size 128; expected"):
+        open_experts(write(tmp_path, weights | scales, {"quant_method": "fp8", "weight_block_size": 128}))

@@ -15,12 +15,14 @@ from rgpu.quant.floats import decode_e2m1, decode_e4m3, decode_e8m0
 from rgpu.quant.format import check_arrays
 from rgpu.quant.formats import FORMATS, by_name
 from rgpu.quant.fp8_block import Fp8Block
+from rgpu.quant.int4 import Int4
 from rgpu.quant.int8 import Int8
 from rgpu.quant.mxfp4 import Mxfp4
 from rgpu.quant.nf4 import Nf4
 from rgpu.quant.nvfp4 import Nvfp4
 from rgpu.quant.q4_k import Q4K
 from rgpu.quant.q6_k import Q6K
+from rgpu.types import Gate
 from tests.unit.quant.samples import CASES, case_id, stored
 
 LINE = r"^[^\n]*got [^\n]*expected [^\n]*$"  # one line that says what was got and what was expected
@@ -118,6 +120,14 @@ BYTES = {n: torch.zeros(2, 256 // n, dtype=torch.uint8) for n in (16, 32)}
         pytest.param(lambda: Int8().store(ONE, HALF_ONE.float()), id="scale of another dtype"),
         pytest.param(lambda: Int8().store(ONE, HALF_ONE.repeat(1, 2)), id="scale of another shape"),
         pytest.param(lambda: Int8().store(ONE, HALF_ONE * torch.inf), id="infinite scale"),
+        pytest.param(lambda: Int4().store(ONE, torch.ones(2, 2)), id="int4 scale of another dtype"),
+        pytest.param(lambda: Int4().store(ONE, torch.ones(2, 2).half(), ONE[:, :2]), id="int4 zero points too many"),
+        pytest.param(lambda: Int4(asymmetric=True).store(ONE, torch.ones(2, 2).half()), id="int4 without zero points"),
+        pytest.param(
+            lambda: Int4(asymmetric=True).store(ONE, torch.ones(2, 2).half(), ONE[:, :2] + 16), id="int4 zero point 16"
+        ),
+        pytest.param(lambda: Gate("gpt_oss", limit=float("nan")), id="gate limit NaN"),
+        pytest.param(lambda: Gate("gpt_oss", alpha=float("inf"), limit=7.0), id="gate alpha infinite"),
         pytest.param(lambda: Nf4().store(ONE + 16, torch.ones(2, 4)), id="nf4 code 16"),
         pytest.param(lambda: Nf4().store(ONE, torch.full((2, 4), torch.nan)), id="nf4 scale NaN"),
         pytest.param(lambda: Mxfp4().store(ONE, BYTES[32] + 255), id="e8m0 NaN"),
