@@ -136,10 +136,29 @@ def imported(source: str) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def device_source(source: str) -> str:
+    """What of a module becomes machine code: its device functions, decorated with something of triton's, and the constants
+    they name. Launchers, references and lists of entries may change without a kernel changing."""
+    body = ast.parse(source).body
+    device = [
+        node
+        for node in body
+        if isinstance(node, ast.FunctionDef) and any("triton." in ast.unparse(d) for d in node.decorator_list)
+    ]
+    named = {n.id for node in device for n in ast.walk(node) if isinstance(n, ast.Name)}
+    constants = [
+        node
+        for node in body
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id in named for t in node.targets)
+    ]
+    return "\n".join(ast.get_source_segment(source, node) or "" for node in (*constants, *device))
+
+
 def source_hash(entry: Shipped, root: Path) -> str:
-    """Hash over all sources of the kernel and its configuration: what may change its machine code."""
+    """Hash over all device functions that the kernel can reach and its configuration: what may change its machine code."""
     config = repr((entry.kernel, entry.types, entry.constants, entry.num_warps, entry.num_stages, entry.options))
-    text = "\0".join((config, *(source for _, source in sorted(sources(entry.module, root).items()))))
+    texts = (device_source(source) for _, source in sorted(sources(entry.module, root).items()))
+    text = "\0".join((config, *(text for text in texts if text)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -103,15 +103,22 @@ def test_the_hash_follows_device_functions(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "a.py").write_text("from rgpu.kernels import b\nfrom rgpu.kernels.gate.shipped import Shipped\n")
     (folder / "b.py").write_text("from rgpu.kernels.c import f\n")
-    (folder / "c.py").write_text("def f(): return 1\n")
+    device = "import triton\nN = 1\nM = 1\n@triton.jit\ndef f(): return 1 + N\ndef launch(): return 1\nSHIPPED = ()\n"
+    (folder / "c.py").write_text(device)
     (folder / "d.py").write_text("def g(): return 1\n")
     entry = replace(ENTRY, module="rgpu.kernels.a")
     before = source_hash(entry, tmp_path)
     (folder / "d.py").write_text("def g(): return 2\n")
     assert source_hash(entry, tmp_path) == before
-    (folder / "c.py").write_text("def f(): return 2\n")
-    changed = source_hash(entry, tmp_path)
-    assert len({before, changed, source_hash(replace(entry, num_stages=4), tmp_path)}) == 3
+    (folder / "c.py").write_text(
+        device.replace("M = 1", "M = 2").replace("return 1\n", "return 2\n").replace("()\n", "(1,)\n")
+    )
+    assert source_hash(entry, tmp_path) == before  # a launcher, a list, a constant that no kernel names
+    hashes = {before, source_hash(replace(entry, num_stages=4), tmp_path)}
+    for old, new in (("1 + N", "2 + N"), ("N = 1", "N = 2")):
+        (folder / "c.py").write_text(device.replace(old, new))
+        hashes.add(source_hash(entry, tmp_path))
+    assert len(hashes) == 4
 
 
 def test_marks_cover_a_statement_of_several_lines(tmp_path: Path) -> None:
