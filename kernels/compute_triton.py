@@ -8,7 +8,7 @@ import torch
 from rgpu.errors import InputError
 from rgpu.kernels.compute_torch import check_call
 from rgpu.kernels.decode import combine, decode_pairs
-from rgpu.kernels.prefill import prefill_pairs
+from rgpu.kernels.prefill import is_gfx11, prefill_pairs
 from rgpu.kernels.shapes import AMD
 from rgpu.quant.layout import SlotLayout
 from rgpu.types import Gate
@@ -50,8 +50,8 @@ class TritonCompute:
         check_call(self.layout, x_TD, slots_SB, slot_TK, weight_TK, read_slots=self.check_slots)
         x_TD, slot_TK = x_TD.contiguous(), slot_TK.contiguous()
         x_TD = x_TD.clone() if x_TD.data_ptr() % 16 else x_TD
-        self._reserve(slot_TK, x_TD.device)
-        if slot_TK.shape[0] <= DECODE_TOKENS:
+        self._reserve(slot_TK, x_TD)
+        if self._by_pairs(x_TD):
             decode_pairs(
                 self.layout, self.gate, x_TD, slots_SB, slot_TK, self._h_PI, self._part_PD, fast=self.fast
             )  # fmt: skip
@@ -65,8 +65,13 @@ class TritonCompute:
         combine(self._part_PD, served_TK.contiguous(), weight_TK.contiguous(), out_TD)
         return out_TD
 
-    def _reserve(self, slot_TK: torch.Tensor, device: torch.device) -> None:
-        pairs, decode = slot_TK.numel(), slot_TK.shape[0] <= DECODE_TOKENS
+    @staticmethod
+    def _by_pairs(x_TD: torch.Tensor) -> bool:
+        """Whether `decode` does it: few tokens, or float32 on gfx11, where no tile of `prefill` fits the registers."""
+        return x_TD.shape[0] <= DECODE_TOKENS or (x_TD.dtype == torch.float32 and is_gfx11())
+
+    def _reserve(self, slot_TK: torch.Tensor, x_TD: torch.Tensor) -> None:
+        pairs, decode, device = slot_TK.numel(), self._by_pairs(x_TD), x_TD.device
         if self._part_PD.shape[0] < pairs or self._part_PD.device != device:
             self._part_PD = torch.empty(pairs, self.layout.hidden, dtype=torch.float32, device=device)
         if decode and (self._h_PI.shape[0] < pairs or self._h_PI.device != device):

@@ -134,12 +134,14 @@ class Tile:
 
 def tile_of(M: Stored, amd: bool = False) -> Tile:
     """The tile for a matrix: as few idle lanes as its row length allows, then as many rows a lane as registers hold, since
-    the activations a lane loads serve them all (kernels/gate/TABLE.md; sixteen spill on AMD, eight on gfx1100)."""
+    the activations a lane loads serve them all (kernels/gate/TABLE.md: what does not spill on any target)."""
     count = M.cols // (128 // M.bits)
     wide = min((32, 16, 8), key=lambda b: (-(-count // b) * b, -b))
-    rows = {"int4": 16, "mxfp4": 16, "int8": 16, "fp8_block": 16, "q6_k": 4}.get(M.format, 8)
-    ordered = "order" in dict(M.at) and M.paired  # a lane gathers its activations one by one
-    return Tile(4 if amd or ordered else rows, wide)
+    rows = {"int4": 16, "mxfp4": 16, "int8": 16, "fp8_block": 16, "q6_k": 4, "nf4": 4}.get(M.format, 8)
+    rows = min(rows, 8) if "zero" in dict(M.at) else rows
+    if "order" in dict(M.at) and M.paired:  # a lane gathers its activations one by one
+        rows = 4
+    return Tile(min(rows, 2 if M.format == "nf4" else 4) if amd else rows, wide)
 
 
 @cache  # one copy a device: making it again in every call would end the capture of a CUDA graph

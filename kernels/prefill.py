@@ -20,7 +20,7 @@ from rgpu.kernels.compute_torch import TorchCompute
 from rgpu.kernels.decode import MOST_PAIRS, check_flat, combine, gated, lut_of
 from rgpu.kernels.gate.shipped import Shipped
 from rgpu.kernels.scales import row_factor, scale_and_offset
-from rgpu.kernels.shapes import AMD, NVIDIA
+from rgpu.kernels.shapes import NVIDIA
 from rgpu.kernels.shapes import gated as gated_shapes
 from rgpu.kernels.sort_pairs import SortedPairs, sort_pairs
 from rgpu.kernels.stored import Stored, at, blocks, fields, get, has, parts_of_block, stored
@@ -145,22 +145,30 @@ def _launch(
         x, slots_SB, out, lut_of(x.device), work.pair_P, work.block_slot, work.block_first, work.block_rows,
         x.stride(0), out.stride(0), K=top_k, M=M, GATED=matrix == "gate_up", GATE=gate.kind, ALPHA=gate.alpha,
         LIMIT=gate.limit, ORDERED=matrix == "gate_up" and getattr(layout.format, "act_order", False),
-        COMPUTE=compute_type(x.dtype), BN=ROWS, BM=block, B=blocks_a_step(M), num_warps=4,
-        num_stages=stages_of(x.dtype), enable_fp_fusion=True,
+        COMPUTE=compute_type(x.dtype), BN=ROWS, BM=block, B=blocks_a_step(M), enable_fp_fusion=True,
+        **vars_of(M, block, x.dtype, is_gfx11()),
     )  # fmt: skip
 
 
-def stages_of(dtype: torch.dtype) -> int:
-    """Loads in flight of a program: float32 activations leave room in shared memory for fewer."""
-    return 2 if dtype == torch.float32 else 3
+def is_gfx11() -> bool:
+    """Whether the current device is of AMD's gfx11 family, with 32 lanes and small register files for matrix products."""
+    return torch.version.hip is not None and "gfx11" in torch.cuda.get_device_properties().gcnArchName
+
+
+def vars_of(M: Stored, block: int, dtype: torch.dtype, gfx11: bool) -> dict[str, int]:
+    """Warps, and loads in flight, of a program (kernels/gate/TABLE.md: what neither spills nor exceeds shared memory)."""
+    if gfx11:
+        return {"num_warps": 4, "num_stages": 1}
+    wide = dtype == torch.float32 or block == 128 or (block == 16 and (M.format == "bf16" or "order" in dict(M.at)))
+    return {"num_warps": 8 if wide else 4, "num_stages": 2 if dtype == torch.float32 else 3}
 
 
 def block_of(pairs: int, layout: SlotLayout, dtype: torch.dtype) -> int:
-    """Pairs a program takes, as many as shared memory and registers allow on every card (kernels/gate/TABLE.md).
+    """Pairs a program takes, as many as shared memory and registers allow on the card (kernels/gate/TABLE.md).
 
     It does not depend on the pool, so that no bit of a result does.
     """
-    if dtype == torch.float32 or pairs <= 512:
+    if dtype == torch.float32 or pairs <= 512 or is_gfx11():
         return 16
     plain = all(isinstance(f, Int4) and f.group == 128 and not f.asymmetric for f in map(layout.format_of, MATRICES))
     return 128 if plain and pairs > 4096 and torch.version.hip is None else 64
@@ -209,14 +217,14 @@ def moe_prefill_ref(
 
 def shipped() -> tuple[Shipped, ...]:
     """What the compile gate checks: 16 and 64 pairs a block, 128 where `block_of` takes them, and float32 activations for
-    the formats with the smallest and the largest tiles."""
+    the formats with the smallest and the largest tiles; 16 alone on gfx11, where float32 goes by pairs (`TritonCompute`)."""
     lists = ("pair_ptr", "block_slot_ptr", "block_first_ptr", "block_rows_ptr")
     found = []
     for name, layout, gate, top_k in gated_shapes():
-        blocks_and_types = [(16, torch.bfloat16), (64, torch.bfloat16)]
-        blocks_and_types += [(128, torch.bfloat16)] if name == "int4-g128" else []
-        blocks_and_types += [(16, torch.float32)] if name in ("int4-g128", "bf16") else []
-        for matrix, (block, dtype) in itertools.product(MATRICES, blocks_and_types):
+        kinds = [(16, torch.bfloat16, False), (64, torch.bfloat16, False), (16, torch.bfloat16, True)]
+        kinds += [(128, torch.bfloat16, False)] if name == "int4-g128" else []
+        kinds += [(16, torch.float32, False)] if name in ("int4-g128", "bf16") else []
+        for matrix, (block, dtype, gfx11) in itertools.product(MATRICES, kinds):
             M, x = stored(layout, matrix), _POINTERS[dtype]
             out = x if matrix == "gate_up" else "*fp32"
             types = {"x_ptr": x, "slots_ptr": "*u8", "out_ptr": out, "lut_ptr": "*fp32"}
@@ -227,10 +235,11 @@ def shipped() -> tuple[Shipped, ...]:
                 "LIMIT": gate.limit, "ORDERED": ordered, "COMPUTE": _TYPES[dtype], "BN": ROWS, "BM": block,
                 "B": blocks_a_step(M),
             }  # fmt: skip
+            suffix = "-gfx11" if gfx11 else "-f32" if dtype == torch.float32 else ""
             found.append(Shipped(
-                f"prefill_{matrix}/{name}/{block}{'-f32' if dtype == torch.float32 else ''}", __name__, "_grouped_kernel",
-                types, constants, num_warps=4, num_stages=stages_of(dtype), weights=ROWS * 128,
+                f"prefill_{matrix}/{name}/{block}{suffix}", __name__, "_grouped_kernel", types, constants,
+                **vars_of(M, block, dtype, gfx11), weights=ROWS * 128,
                 wants=("subnormals",) if dtype == torch.float32 else ("mma", "subnormals"),
-                targets=NVIDIA if block == 128 else (*NVIDIA, *AMD),
+                targets=("gfx1100",) if gfx11 else NVIDIA if block == 128 else (*NVIDIA, "gfx942"),
             ))  # fmt: skip
     return tuple(found)

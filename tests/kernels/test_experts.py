@@ -180,7 +180,7 @@ def test_waves_give_the_same_bits_as_one_go(rows: int) -> None:
     x_TD = torch.randn(rows, layout.hidden)
     whole = TritonCompute(layout, Gate())(x_TD, slots, slot_TK, weight_TK)
     waves = TritonCompute(layout, Gate())
-    waves._reserve(slot_TK, x_TD.device)
+    waves._reserve(slot_TK, x_TD)
     waves._part_PD.fill_(float("nan"))
     for members in ((3, 0), (1,), (2,)):
         # a later wave sits in the same slots that an earlier one used
