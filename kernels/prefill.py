@@ -159,7 +159,7 @@ def vars_of(M: Stored, block: int, dtype: torch.dtype, gfx11: bool) -> dict[str,
     """Warps, and loads in flight, of a program (kernels/gate/TABLE.md: what neither spills nor exceeds shared memory)."""
     if gfx11:
         return {"num_warps": 4, "num_stages": 1}
-    wide = dtype == torch.float32 or block == 128 or (block == 16 and (M.format == "bf16" or "order" in dict(M.at)))
+    wide = dtype == torch.float32 or block == 128 or (block == 16 and M.format == "bf16")
     return {"num_warps": 8 if wide else 4, "num_stages": 2 if dtype == torch.float32 else 3}
 
 
@@ -168,7 +168,7 @@ def block_of(pairs: int, layout: SlotLayout, dtype: torch.dtype) -> int:
 
     It does not depend on the pool, so that no bit of a result does.
     """
-    if dtype == torch.float32 or pairs <= 512 or is_gfx11():
+    if dtype == torch.float32 or is_gfx11() or (pairs <= 512 and not getattr(layout.format, "act_order", False)):
         return 16
     plain = all(isinstance(f, Int4) and f.group == 128 and not f.asymmetric for f in map(layout.format_of, MATRICES))
     return 128 if plain and pairs > 4096 and torch.version.hip is None else 64
@@ -221,7 +221,8 @@ def shipped() -> tuple[Shipped, ...]:
     lists = ("pair_ptr", "block_slot_ptr", "block_first_ptr", "block_rows_ptr")
     found = []
     for name, layout, gate, top_k in gated_shapes():
-        kinds = [(16, torch.bfloat16, False), (64, torch.bfloat16, False), (16, torch.bfloat16, True)]
+        kinds = [(64, torch.bfloat16, False), (16, torch.bfloat16, True)]
+        kinds += [] if getattr(layout.format, "act_order", False) else [(16, torch.bfloat16, False)]
         kinds += [(128, torch.bfloat16, False)] if name == "int4-g128" else []
         kinds += [(16, torch.float32, False)] if name in ("int4-g128", "bf16") else []
         for matrix, (block, dtype, gfx11) in itertools.product(MATRICES, kinds):
