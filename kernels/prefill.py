@@ -140,13 +140,14 @@ def _launch(
     work: SortedPairs, block: int,
 ) -> None:  # fmt: skip
     M = stored(layout, matrix, slots_SB.stride(0))
+    warps, stages = schedule_of(M, block, x.dtype, is_gfx11())
     grid = (triton.cdiv(M.rows, ROWS), work.block_slot.numel())
     _grouped_kernel[grid](
         x, slots_SB, out, lut_of(x.device), work.pair_P, work.block_slot, work.block_first, work.block_rows,
         x.stride(0), out.stride(0), K=top_k, M=M, GATED=matrix == "gate_up", GATE=gate.kind, ALPHA=gate.alpha,
         LIMIT=gate.limit, ORDERED=matrix == "gate_up" and getattr(layout.format, "act_order", False),
         COMPUTE=compute_type(x.dtype), BN=ROWS, BM=block, B=blocks_a_step(M), enable_fp_fusion=True,
-        **vars_of(M, block, x.dtype, is_gfx11()),
+        num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
 
@@ -155,12 +156,12 @@ def is_gfx11() -> bool:
     return torch.version.hip is not None and "gfx11" in torch.cuda.get_device_properties().gcnArchName
 
 
-def vars_of(M: Stored, block: int, dtype: torch.dtype, gfx11: bool) -> dict[str, int]:
-    """Warps, and loads in flight, of a program (kernels/gate/TABLE.md: what neither spills nor exceeds shared memory)."""
+def schedule_of(M: Stored, block: int, dtype: torch.dtype, gfx11: bool) -> tuple[int, int]:
+    """(warps, stages): the warps, and loads in flight, of a program (kernels/gate/TABLE.md: what neither spills nor exceeds shared memory)."""
     if gfx11:
-        return {"num_warps": 4, "num_stages": 1}
+        return 4, 1
     wide = dtype == torch.float32 or block == 128 or (block == 16 and M.format == "bf16")
-    return {"num_warps": 8 if wide else 4, "num_stages": 2 if dtype == torch.float32 else 3}
+    return 8 if wide else 4, 2 if dtype == torch.float32 else 3
 
 
 def block_of(pairs: int, layout: SlotLayout, dtype: torch.dtype) -> int:
@@ -236,10 +237,11 @@ def shipped() -> tuple[Shipped, ...]:
                 "LIMIT": gate.limit, "ORDERED": ordered, "COMPUTE": _TYPES[dtype], "BN": ROWS, "BM": block,
                 "B": blocks_a_step(M),
             }  # fmt: skip
+            warps, stages = schedule_of(M, block, dtype, gfx11)
             suffix = "-gfx11" if gfx11 else "-f32" if dtype == torch.float32 else ""
             found.append(Shipped(
                 f"prefill_{matrix}/{name}/{block}{suffix}", __name__, "_grouped_kernel", types, constants,
-                **vars_of(M, block, dtype, gfx11), weights=ROWS * 128,
+                num_warps=warps, num_stages=stages, weights=ROWS * 128,
                 wants=("subnormals",) if dtype == torch.float32 else ("mma", "subnormals"),
                 targets=("gfx1100",) if gfx11 else NVIDIA if block == 128 else (*NVIDIA, "gfx942"),
             ))  # fmt: skip
