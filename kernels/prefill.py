@@ -157,7 +157,8 @@ def is_gfx11() -> bool:
 
 
 def schedule_of(M: Stored, block: int, dtype: torch.dtype, gfx11: bool) -> tuple[int, int]:
-    """(warps, stages): the warps, and loads in flight, of a program (kernels/gate/TABLE.md: what neither spills nor exceeds shared memory)."""
+    """(warps, stages): the warps and the loads in flight of a program, such that it neither spills nor exceeds shared memory
+    (kernels/gate/TABLE.md)."""
     if gfx11:
         return 4, 1
     wide = dtype == torch.float32 or block == 128 or (block == 16 and M.format == "bf16")
