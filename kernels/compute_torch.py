@@ -84,13 +84,13 @@ class TorchCompute:
             )
         check_call(self.layout, x_TD, slots_SB, slot_TK, weight_TK)
         tokens, top_k = slot_TK.shape
-        parts_TKD = torch.zeros(tokens, top_k, self.layout.hidden)
+        parts_TKD = torch.zeros(tokens, top_k, self.layout.hidden, dtype=torch.float32)
         for slot in slot_TK.unique().tolist():
             if slot >= 0:
                 token_N, rank_N = (slot_TK == slot).nonzero(as_tuple=True)
                 y_ND = dense_forward(self.layout.unpack(slots_SB[slot]), self.gate, x_TD[token_N])
                 parts_TKD[token_N, rank_N] = y_ND * weight_TK[token_N, rank_N, None]
-        out_TD = torch.zeros(tokens, self.layout.hidden)
+        out_TD = torch.zeros(tokens, self.layout.hidden, dtype=torch.float32)
         for rank in range(top_k):
             out_TD += parts_TKD[:, rank]
         return out_TD.to(x_TD.dtype)
