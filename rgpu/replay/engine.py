@@ -27,6 +27,7 @@ from rgpu.policies.loop import (
 from rgpu.policies.policy import Policy, runner
 from rgpu.replay.events import Events, build_events, next_uses, pass_groups
 from rgpu.replay.features import available, trace_features
+from rgpu.replay.log import DecisionLog, fill_rows, proactive_rows
 from rgpu.replay.pool import Layout, PoolConfig, initial_state, lay_out
 
 RESETS = ("none", "sequence", "batch")
@@ -61,6 +62,7 @@ class ReplayResult:
     hits_event: np.ndarray = field(repr=False)
     pieces: np.ndarray = field(repr=False)
     log: list[LogEntry] = field(default_factory=list, repr=False)
+    decisions: DecisionLog | None = field(default=None, repr=False)
 
     @property
     def misses(self) -> int:
@@ -172,11 +174,12 @@ def fill_pools(
 def replay(
     trace: Any, policy: Policy, pool: PoolConfig, *, reset: str = "none", touch_order: str = "rank",
     calibration: Any = None, seed: int = 0, log: bool = False, by_sequence: bool = False, chunk: int = FEATURE_PASSES,
-    shared: "SharedEvents | None" = None,
+    shared: "SharedEvents | None" = None, decisions: bool = False,
 ) -> ReplayResult:  # fmt: skip
     """Replay `trace` and count. `calibration` is a trace disjoint from it; `chunk` passes at a time where features are
     needed (the result does not depend on it); `by_sequence` counts each sequence apart; `shared` saves building the
-    events again in a grid over one trace. Raises InputError or TraceError on what cannot be replayed."""
+    events again in a grid over one trace; `decisions` keeps every decision as arrays.
+    Raises InputError or TraceError on what cannot be replayed."""
     if policy.traits.weights:
         available(policy.traits.feature or "router", trace, policy.name)
     shape = trace.shape
@@ -190,7 +193,7 @@ def replay(
     resets = set(bounds[:-1].tolist())
     if by_sequence:
         bounds = np.union1d(bounds, segments(trace, "sequence"))
-    whole = len(bounds) == 2 and not log and not feature and pool.scope == "layer"
+    whole = len(bounds) == 2 and not log and not decisions and not feature and pool.scope == "layer"
     events = (shared or SharedEvents(trace)).get(pool.scope, touch_order, whole)
     n = len(events.keys)
     if n == 0:
@@ -198,9 +201,12 @@ def replay(
     codes, victims = np.empty(n, np.int32), np.empty(n, np.int32)
     counts = np.zeros(COUNTS, np.int64)
     run = runner(policy)
-    plog = np.zeros((_log_room(layout, events) if log and not policy.traits.demand else 0, 4), np.int64)
-    entries: list[LogEntry] = []
     order, starts, _ = pass_groups(trace)
+    kept = (log or decisions) and not policy.traits.demand
+    room = min(chunk, len(starts) - 1) * trace.layers * max(1, max(layout.main))
+    plog = np.zeros((room if kept else 0, 4), np.int64)
+    entries: list[LogEntry] = []
+    proactive, fills = [np.zeros((0, 5), np.int64)], [np.zeros((0, 5), np.int64)]
     m0, f0 = m.copy(), f.copy()
     _warm(run, m0.copy(), f0.copy())
     seconds, pending, layers = 0.0, 0, trace.layers
@@ -211,8 +217,12 @@ def replay(
         if int(start) in resets:
             pending += int(m[:, ORIGIN].sum())
             m[:], f[:] = m0, f0
-            fill_pools(run, m, f, fill, counts)
-        step = chunk if feature else int(stop - start)
+            filled = fill_pools(run, m, f, fill, counts)
+            if decisions:
+                fills += [
+                    fill_rows(int(start) * layers, p, k, c) for p, (k, c) in enumerate(zip(fill, filled, strict=True))
+                ]
+        step = chunk if feature or kept else int(stop - start)
         nexts = np.zeros(0, np.int64)
         for p in range(int(start), int(stop), step):
             q = min(p + step, int(stop))
@@ -228,6 +238,8 @@ def replay(
             run(m, f, events.pool[span], events.kind[span], offs - base, events.keys[part], events.weights[part], nexts,
                 events.touch[part], features, codes[part], victims[part], counts, plog)  # fmt: skip
             seconds += time.perf_counter() - began
+            if decisions:
+                proactive.append(proactive_rows(span.start, events.pool, plog[: counts[LOGGED]]))
             if log:
                 entries += _entries(events, span, codes, victims, plog[: counts[LOGGED]], layout)
         pieces[piece] += counts
@@ -244,6 +256,8 @@ def replay(
         int(counts[COLD]), int(counts[DEMAND_LOADS]), int(counts[PROACTIVE_LOADS]), int(counts[FILL_LOADS]),
         int(counts[WASTED]), pending, int(counts[LOADED_BYTES]) if layout.size_of.all() else None, int(over.sum()),
         decode, seconds, events, hits_event, pieces, entries,
+        DecisionLog(policy.name, events, layout, codes, victims, np.concatenate(proactive), np.concatenate(fills),
+                    np.array([*sorted(resets), len(starts) - 1], np.int64) * layers) if decisions else None,
     )  # fmt: skip
 
 
@@ -257,10 +271,6 @@ def _future(events: Events, resets: set[int], passes: int, layout: Layout, layer
         part = slice(int(offs[0]), int(offs[-1]))
         out[part] = next_uses(events.pool[span], offs - offs[0], events.keys[part], layout.pools, layout.keys)
     return out
-
-
-def _log_room(layout: Layout, events: Events) -> int:
-    return len(events.pool) * max(1, max(layout.main))
 
 
 def _warm(run: Any, m: np.ndarray, f: np.ndarray) -> None:
