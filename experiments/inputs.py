@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from rgpu.errors import InputError
 from rgpu.policies.policy import Policy
+from rgpu.replay.placement import place_layers
 from rgpu.replay.pool import PoolConfig
 from rgpu.traces.split import split
 from rgpu.traces.storage import load_trace
@@ -43,14 +44,24 @@ def open_trace(cfg: DictConfig, hidden: bool = True) -> Trace:
 
 
 def pool_of(cfg: DictConfig, shape: MoEShape) -> PoolConfig:
-    """Pool settings; with neither slots nor bytes, a quarter of the experts."""
+    """Pool settings; with neither slots nor bytes, a quarter of the experts. `slots` may be a list, one a pool."""
     slots, size = cfg.slots, cfg.bytes
     if slots is None and size is None:
-        slots = max(1, shape.experts * (shape.layers if cfg.scope == "global" else 1) // 4)
-    for name, value in (("slots", slots), ("staging", cfg.staging)):
-        if value is not None and (isinstance(value, bool) or int(value) != value or value < (name == "slots")):
-            raise InputError(f"pool.{name}: got {value!r}; expected a whole number from {int(name == 'slots')}")
-    return PoolConfig(cfg.scope, slots, None if size is None else parse_bytes(size, "pool.bytes"), cfg.staging)
+        slots = max(1, place_layers(cfg.scope, shape.layers, shape.experts).keys // 4)
+    several = hasattr(slots, "__len__") and not isinstance(slots, str)
+    for value in slots if several else [slots]:
+        if value is not None:
+            _whole("slots", value, 1)
+    _whole("staging", cfg.staging, 0)
+    return PoolConfig(
+        cfg.scope, tuple(slots) if several else slots, None if size is None else parse_bytes(size, "pool.bytes"),
+        cfg.staging, cfg.get("miss", "fetch"),
+    )  # fmt: skip
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or int(value) != value or value < least:
+        raise InputError(f"pool.{name}: got {value!r}; expected a whole number from {least}")
 
 
 def make_policy(cfg: DictConfig) -> Policy:

@@ -18,6 +18,7 @@ from rgpu.experiments.command import command
 from rgpu.experiments.inputs import open_trace, policy_named, scored_parts
 from rgpu.policies.policy import Policy
 from rgpu.replay.engine import SharedEvents, replay
+from rgpu.replay.placement import place_layers
 from rgpu.replay.pool import PoolConfig
 from rgpu.results.derive import kind_of
 from rgpu.results.provenance import config_hash, manifest, stamp, write_manifest
@@ -51,7 +52,7 @@ def point_rows(
         scored, policy, pool, reset=cfg.reset, touch_order=cfg.touch_order, calibration=calibration, seed=point.seed,
         by_sequence=apart, shared=shared,
     )  # fmt: skip
-    experts = scored.header.num_experts * (scored.layers if point.scope == "global" else 1)
+    experts = place_layers(point.scope, scored.layers, scored.header.num_experts).keys
     at = context.at(
         policy=policy.name, kind=kind_of(policy.traits), scope=point.scope, slots=point.slots, reset=cfg.reset,
         staging=cfg.staging if policy.traits.staging and not policy.traits.bound else 0,

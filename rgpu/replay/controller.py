@@ -118,7 +118,7 @@ class Controller:
 
     def resident_LE(self) -> np.ndarray:
         """bool [L, E]: what is logically resident now."""
-        where = self._m[:, SLOT_OF, : self.layout.keys]
+        where = self._m[:, SLOT_OF, : self.layout.keys]  # pools of consecutive layers, layer by layer
         return (where >= 0).reshape(self.shape.layers, self.shape.experts)
 
     def occupants(self, pool: int) -> np.ndarray:
@@ -207,10 +207,8 @@ class Controller:
         return [self._loads(pool, PREFETCH, keys, slots, victims)]
 
     def _loads(self, pool: int, kind: int, keys: np.ndarray, codes: np.ndarray, victims: np.ndarray) -> Decision:
-        if self.layout.scope == "layer":
-            layers, experts = np.full(len(keys), pool, np.int16), keys
-        else:
-            layers, experts = (keys // self.shape.experts).astype(np.int16), keys % self.shape.experts
+        first = int(np.argmax(self.layout.pool_of == pool))
+        layers, experts = (first + keys // self.shape.experts).astype(np.int16), keys % self.shape.experts
         slots = np.where(codes >= 0, codes, -1).astype(np.int32)
         return Decision(pool, kind, layers, experts.astype(np.int32), codes, victims, slots, [])
 

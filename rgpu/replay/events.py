@@ -11,6 +11,7 @@ from numba import njit
 
 from rgpu.errors import InputError
 from rgpu.policies.loop import DEMAND, NEVER
+from rgpu.replay.placement import place_layers
 from rgpu.traces.trace import DECODE, PADDING, PROMPT
 
 TOUCH_ORDERS = ("rank", "reverse_rank")
@@ -133,7 +134,7 @@ def build_events(
 ) -> Events:
     """Events of a trace, pass by pass (or, `by_layer`, one layer after another); `passes` takes a range of them.
 
-    Keys are experts (scope layer: pool = layer) or layer * E + expert (scope global: one pool).
+    Pools and keys as `placement` lays them out: in scope layer a key is an expert.
     """
     if touch_order not in TOUCH_ORDERS:
         raise InputError(f"replay.touch_order: got {touch_order!r}; expected one of {', '.join(TOUCH_ORDERS)}")
@@ -153,10 +154,11 @@ def build_events(
         weights, touch, layer, group,
     )  # fmt: skip
     keys, weights = keys[:used], weights[:used]
-    if scope == "global":
-        keys = keys + np.repeat(layer.astype(np.int32) * experts, np.diff(offs))
+    placed = place_layers(scope, layers, experts)
+    if placed.span > 1:
+        keys = keys + np.repeat(placed.base.astype(np.int32)[layer], np.diff(offs))
     decode = decode_of(trace, order, starts)[group]
-    pool = layer.astype(np.int32) if scope == "layer" else np.zeros(events, np.int32)
+    pool = placed.pool_of[layer]
     kind = np.full(events, DEMAND, np.int8)
     return Events(
         pool, kind, layer, numbers[group], decode, offs, keys, weights, touch[:used] if reverse else touch, int(pairs)

@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit
 
 from rgpu.replay.events import Events, build_events
+from rgpu.replay.placement import place_layers
 
 
 @njit(cache=True, nogil=True)
@@ -36,7 +37,8 @@ def _stack_pass(pool, offs, keys, touch, hits, stack, place, depth):  # type: ig
 def lru_curve(trace: Any, *, scope: str = "layer", touch_order: str = "rank") -> tuple[np.ndarray, int]:
     """(hits int64 [pools, C + 1], smallest exact capacity): hits[p, c] of pool p with c slots, warm over the whole trace."""
     events = build_events(trace, scope=scope, touch_order=touch_order, by_layer=scope == "layer")
-    return lru_curve_of(events, *_size(trace, scope))
+    placed = place_layers(scope, trace.layers, trace.header.num_experts)
+    return lru_curve_of(events, placed.pools, placed.keys)
 
 
 def lru_curve_of(events: Events, pools: int, keys: int) -> tuple[np.ndarray, int]:
@@ -46,8 +48,3 @@ def lru_curve_of(events: Events, pools: int, keys: int) -> tuple[np.ndarray, int
     _stack_pass(events.pool, events.offs, events.keys, events.touch, found, stack, place, np.zeros(pools, np.int64))
     hits = np.concatenate([np.zeros((pools, 1), np.int64), np.cumsum(found, axis=1)], axis=1)
     return hits, int(np.diff(events.offs).max(initial=0))
-
-
-def _size(trace: Any, scope: str) -> tuple[int, int]:
-    experts = trace.header.num_experts
-    return (trace.layers, experts) if scope == "layer" else (1, trace.layers * experts)

@@ -8,26 +8,30 @@ import numpy as np
 from rgpu.errors import InputError
 from rgpu.policies.loop import BYTE_CAP, REG, SIZE, make_state
 from rgpu.policies.policy import Policy, Setting
+from rgpu.replay.placement import place_layers
 from rgpu.types import MoEShape
 
-SCOPES = ("layer", "global")
+COMPUTED_IN_PLACE = ("cpu", "zero_copy")  # miss handlers that need no staging slot
 
 
 @dataclass(frozen=True, slots=True)
 class PoolConfig:
-    """`slots`: device expert buffers, per layer in scope "layer", in all in scope "global"; or `bytes` for all layers
-    together. `staging` of them are set aside for a policy that serves misses without keeping them."""
+    """`scope`: "layer", "global" or "groupN" (see `placement`). `slots`: device expert buffers of each pool, one number or
+    one a pool; or `bytes` for all layers together, shared out evenly over layers. `staging` of them are set aside for a
+    policy that serves misses without keeping them; `miss` is how misses are served: without `fetch` or `split`, staging
+    may be 0."""
 
     scope: str = "layer"
-    slots: int | None = None
+    slots: int | tuple[int, ...] | None = None
     bytes: int | None = None
     staging: int = 1
+    miss: str = "fetch"
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Pools and keys: layer l lives in pool `pool_of[l]`, its expert 0 has key `base[l]`; `main[p]` slots keep experts,
-    `staging` more serve misses that are not kept. `byte_cap` is 0 unless sizes differ within a pool."""
+    `staging` more serve misses that are not kept. `byte_cap[p]` is 0 unless sizes differ within the pool."""
 
     scope: str
     pools: int
@@ -36,7 +40,7 @@ class Layout:
     base: np.ndarray
     main: list[int]
     staging: int
-    byte_cap: int
+    byte_cap: np.ndarray
     size_of: np.ndarray
 
     @property
@@ -47,28 +51,30 @@ class Layout:
 
 def lay_out(pool: PoolConfig, policy: Policy, shape: MoEShape) -> Layout:
     """Capacities of every pool under equal bytes: staging comes out of the budget. Raises InputError on what cannot be."""
-    if pool.scope not in SCOPES:
-        raise InputError(f"pool.scope: got {pool.scope!r}; expected layer or global; choose one")
     if (pool.slots is None) == (pool.bytes is None):
         raise InputError(f"pool: got slots={pool.slots} and bytes={pool.bytes}; expected exactly one of them; set one")
     layers, experts = shape.layers, shape.experts
-    sizes = np.asarray(shape.expert_bytes or [0] * layers, np.int64)
-    by_layer = pool.scope == "layer"
-    byte_cap = 0
-    if pool.slots is not None:
-        slots = [int(pool.slots)] * (layers if by_layer else 1)
+    placed = place_layers(pool.scope, layers, experts)
+    sizes = np.asarray(shape.expert_bytes or [0] * layers, np.int64).reshape(placed.pools, placed.span)
+    byte_cap = np.zeros(placed.pools, np.int64)
+    if pool.bytes is None:
+        given = pool.slots if isinstance(pool.slots, tuple) else (pool.slots,) * placed.pools
+        if len(given) != placed.pools:
+            raise InputError(
+                f"pool.slots: got {len(given)} numbers; expected one, or one for each of {placed.pools} pools"
+            )
+        slots = [int(s) for s in given]  # type: ignore[arg-type]
     else:
-        assert pool.bytes is not None
         if not sizes.all():
             raise InputError(
                 "pool.bytes: got a trace without expert sizes; expected expert_bytes in its header; "
                 "set trace.expert_bytes=N or use pool.slots"
             )
-        share = pool.bytes // layers if by_layer else pool.bytes
-        slots = [int(share // s) for s in sizes] if by_layer else [int(share // sizes.min())]
-        byte_cap = 0 if by_layer or (sizes == sizes[0]).all() else int(pool.bytes)
+        share = pool.bytes // placed.pools
+        slots = [int(share // own.min()) for own in sizes]
+        byte_cap[(sizes != sizes[:, :1]).any(1)] = share
     staging = pool.staging if policy.traits.staging else 0
-    if policy.traits.staging and staging < 1:
+    if policy.traits.staging and staging < 1 and pool.miss not in COMPUTED_IN_PLACE:
         raise InputError(
             f"pool.staging: got {pool.staging}; expected at least 1, because {policy.name} serves misses without keeping "
             "them; set pool.staging=1"
@@ -78,17 +84,14 @@ def lay_out(pool: PoolConfig, policy: Policy, shape: MoEShape) -> Layout:
         raise InputError(
             f"{what}; expected at least {max(1, staging)} (staging {staging} included); give the pool more"
         )
-    if byte_cap:
-        byte_cap -= staging * int(sizes.max())
-        if byte_cap < int(sizes.max()):
-            raise InputError(
-                f"pool.bytes: got {pool.bytes}; expected room for the largest expert ({sizes.max()} bytes)"
-            )
-    pool_of = np.arange(layers, dtype=np.int32) if by_layer else np.zeros(layers, np.int32)
-    base = np.zeros(layers, np.int64) if by_layer else np.arange(layers, dtype=np.int64) * experts
-    pools, keys = (layers, experts) if by_layer else (1, layers * experts)
-    size_of = np.repeat(sizes[:, None], experts, 1).reshape(pools, keys)
-    return Layout(pool.scope, pools, keys, pool_of, base, [s - staging for s in slots], staging, byte_cap, size_of)
+    largest = sizes.max(1)
+    tight = byte_cap > 0
+    byte_cap[tight] -= staging * largest[tight]
+    if (byte_cap[tight] < largest[tight]).any():
+        raise InputError(f"pool.bytes: got {pool.bytes}; expected room for the largest expert ({sizes.max()} bytes)")
+    size_of = np.repeat(sizes, experts, axis=1)
+    return Layout(pool.scope, placed.pools, placed.keys, placed.pool_of, placed.base, [s - staging for s in slots], staging,
+                  byte_cap, size_of)  # fmt: skip
 
 
 def initial_state(
@@ -99,8 +102,8 @@ def initial_state(
     frows = traits.frows + (layout.keys if traits.signatures else 0)
     m, f = make_state(layout.pools, layout.keys, layout.main, traits.rows, frows, width, seed)
     m[:, SIZE, : layout.keys] = layout.size_of
-    if layout.byte_cap:
-        m[:, REG, BYTE_CAP] = layout.byte_cap
+    tight = layout.byte_cap > 0
+    m[tight, REG, BYTE_CAP] = layout.byte_cap[tight]
     if traits.calibration and calibration is None:
         raise InputError(
             f"policy {policy.name}: got no calibration sequences; expected a calibration split; set calibration.share=0.5"
