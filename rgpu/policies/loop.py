@@ -1,7 +1,7 @@
 """The decision loop: every hit, admission, eviction, staged miss and proactive load of rgpu is decided here.
 
-State is two arrays whatever the policy: `m` int64 [pools, rows, width] and `f` float64 [pools, rows, width]. Rows below
-`OWN` of m belong to the loop and policies only read them; rows from `OWN` on and all of f belong to the policy.
+State is two arrays whatever the policy (`state.py`): rows from `OWN` on of `m` and all of `f` belong to the policy. A miss
+is kept if both the policy's `admit` and the admission plug (`gate.py`) let it in.
 
 A policy is a set of hooks; one that is missing takes its default:
     on_event(m, f, keys, weights, feature)   the event's union in rank order, before anything is decided
@@ -28,23 +28,14 @@ import numba
 import numpy as np
 from numba import njit
 
-SLOT_OF, KEY_OF, PIN, NEXT, REG, ORIGIN, SEEN, SIZE, FREE, WANT, OWN = range(11)  # rows of m
-# Columns of m[REG]; R0.. are the policy's own registers.
-EVENT, CLOCK, USED, CAP, WAVE, PINNED, BYTES, BYTE_CAP, POOL, SEED, CHANGES, R0, R1, R2, R3 = range(15)
-DEMAND, PREFETCH, PREFETCH_BUSY, FILL = 0, 1, 2, 3  # kinds of event
-HIT, BYPASS, KEPT, DROPPED, PREFETCH_HIT = -1, -2, -3, -4, -5  # codes; >= 0: loaded into that slot
-HITS, PREFETCH_HITS, COLD, DEMAND_LOADS, PROACTIVE_LOADS, FILL_LOADS, WASTED, LOADED_BYTES, LOGGED, COUNTS = range(10)
-NEVER = 1 << 60  # "no next use", and "no limit" for bytes
-OPTIONS = {"nogil": True, "error_model": "numpy"}
-
-hook = njit(**OPTIONS)
-inlined = njit(inline="always", **OPTIONS)
+from rgpu.policies.gate import open_gate, passes
+from rgpu.policies.state import *  # a policy finds every name it is written with here
 
 
 def _stamp() -> str:
     """Hash of every source inlined into a policy's `run`: numba itself watches only the policy's own file."""
     folder = pathlib.Path(__file__).parent
-    sources = b"".join((folder / name).read_bytes() for name in ("loop.py", "hooks.py"))
+    sources = b"".join((folder / name).read_bytes() for name in ("state.py", "gate.py", "loop.py", "hooks.py"))
     return hashlib.sha256(sources + numba.__version__.encode()).hexdigest()[:12]
 
 
@@ -188,6 +179,7 @@ def loop(
             m[REG, PINNED] = resident
             on_event(m, f, keys[a0:a1], weights[a0:a1], features[e if features.shape[0] > 1 else 0])
             if resident < a1 - a0:
+                open_gate(m, weights[a0:a1])
                 for a in range(a0, a1):
                     if codes[a] != BYPASS:
                         continue
@@ -195,7 +187,7 @@ def loop(
                     counts[COLD] += 1 - m[SEEN, key]
                     m[SEEN, key] = 1
                     counts[DEMAND_LOADS] += 1
-                    if m[REG, CAP] > 0 and admit(m, f, key):
+                    if m[REG, CAP] > 0 and admit(m, f, key) and passes(m, key, weights[a]):
                         slot, old = place(m, f, key, counts, True, False, victim, on_evict, on_admit)
                         codes[a] = slot
                         victims[a] = old
@@ -263,19 +255,6 @@ def plain(**hooks: Callable[..., Any]) -> Callable[..., None]:
     """The same loop, uncompiled, for hooks in plain Python (a user's own policy, or a debugger)."""
     given = {name: getattr(h, "py_func", h) for name, h in (DEFAULTS | hooks).items()}
     source = loop.py_func
-    uncompiled = types.FunctionType(source.__code__, source.__globals__ | {"place": place.py_func}, "loop")
+    parts = {part.__name__: part.py_func for part in (place, open_gate, passes)}
+    uncompiled = types.FunctionType(source.__code__, source.__globals__ | parts, "loop")
     return lambda *arrays: uncompiled(*arrays, **given)
-
-
-def make_state(
-    pools: int, keys: int, slots: list[int], rows: int = 0, frows: int = 0, width: int = 0, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Empty state: m int64 [pools, OWN + rows, width] and f float64 [pools, frows, width]; slots[p] of pool p."""
-    wide = max(keys, max(slots), width, R3 + 1)
-    m = np.zeros((pools, OWN + rows, wide), np.int64)
-    m[:, [SLOT_OF, KEY_OF, PIN]] = -1
-    m[:, NEXT] = NEVER
-    for p, cap in enumerate(slots):
-        m[p, REG, [CAP, BYTE_CAP, POOL, SEED]] = cap, NEVER, p, seed
-        m[p, FREE, :cap] = np.arange(cap)[::-1]
-    return m, np.zeros((pools, max(frows, 1), wide))
