@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from rgpu.errors import InputError
+from rgpu.policies.admission import admitted
 from rgpu.policies.policy import Policy
 from rgpu.replay.placement import place_layers
 from rgpu.replay.pool import PoolConfig
@@ -64,14 +65,18 @@ def _whole(name: str, value: Any, least: int) -> None:
         raise InputError(f"pool.{name}: got {value!r}; expected a whole number from {least}")
 
 
-def make_policy(cfg: DictConfig) -> Policy:
-    """The policy a `conf/policy/*.yaml` names."""
-    return instantiate(cfg)  # type: ignore[no-any-return]
+def make_policy(cfg: DictConfig, admission: DictConfig | None = None) -> Policy:
+    """The policy a `conf/policy/*.yaml` names, behind the plug a `conf/admission/*.yaml` names."""
+    policy: Policy = instantiate(cfg)
+    return policy if admission is None else admitted(policy, instantiate(admission))
 
 
 def policy_named(name: str) -> Policy:
-    """The policy of `conf/policy/<name>.yaml`, from inside a running job (its search path counts)."""
-    return make_policy(compose(overrides=[f"+policy={name}"]).policy)
+    """The policy of `conf/policy/<name>.yaml`, from inside a running job (its search path counts); "lru+second_hit" is
+    lru behind `conf/admission/second_hit.yaml`."""
+    policy, _, plug = name.partition("+")
+    chosen = compose(overrides=[f"+policy={policy}", *([f"+admission={plug}"] if plug else [])])
+    return make_policy(chosen.policy, chosen.get("admission"))
 
 
 def scored_parts(trace: Trace, share: float | str, needed: bool) -> tuple[Trace | None, Trace, str | None]:

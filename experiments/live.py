@@ -39,7 +39,7 @@ class Setup:
 def set_up(cfg: DictConfig) -> Setup:
     """Policy, predictor and calibration of `cfg` (`conf/generate.yaml`), checked as far as they can be before a model
     is there."""
-    policy = make_policy(cfg.policy)
+    policy = make_policy(cfg.policy, cfg.admission)
     if policy.traits.needs_future or policy.traits.bound:
         raise InputError(
             f"policy {policy.name}: got a policy that needs the future; expected one that can run live, such as lru"

@@ -11,7 +11,7 @@ from rgpu.replay.engine import replay
 
 @command("replay")
 def run(cfg: DictConfig) -> dict[str, Any]:
-    policy = make_policy(cfg.policy)
+    policy = make_policy(cfg.policy, cfg.admission)
     trace = open_trace(cfg.trace, hidden=policy.traits.feature == "hidden")
     calibration, scored, digest = scored_parts(trace, cfg.calibration.share, policy.traits.calibration)
     result = replay(
