@@ -1,9 +1,11 @@
 """From a config to objects: traces, pools, policies. Every command that replays or runs goes through these."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra import compose
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -11,6 +13,7 @@ from omegaconf import DictConfig
 from rgpu.errors import InputError
 from rgpu.policies.admission import admitted
 from rgpu.policies.policy import Policy
+from rgpu.replay.allocate import Allocator, Uniform, allocate
 from rgpu.replay.placement import place_layers
 from rgpu.replay.pool import PoolConfig
 from rgpu.traces.split import split
@@ -58,6 +61,25 @@ def pool_of(cfg: DictConfig, shape: MoEShape) -> PoolConfig:
         cfg.scope, tuple(slots) if several else slots, None if size is None else parse_bytes(size, "pool.bytes"),
         cfg.staging, cfg.get("miss", "fetch"),
     )  # fmt: skip
+
+
+def allocated(pool: PoolConfig, allocator: Allocator, calibration: Trace | None, shape: MoEShape) -> PoolConfig:
+    """The pool with its budget split over layers by `allocator`; uniform is the pool as it is."""
+    if isinstance(allocator, Uniform):
+        return pool
+    if pool.scope != "layer" or isinstance(pool.slots, tuple):
+        raise InputError(
+            f"allocator: got {allocator.name} with pool.scope={pool.scope} and pool.slots={pool.slots}; expected a pool a "
+            "layer and one budget; set pool.scope=layer and pool.slots to one number, or allocator=uniform"
+        )
+    if calibration is None:
+        raise InputError(f"allocator {allocator.name}: got no calibration sequences; set calibration.share=0.5")
+    sizes = np.ones(shape.layers, np.int64) if pool.bytes is None else np.asarray(shape.expert_bytes, np.int64)
+    if not len(sizes):
+        raise InputError("pool.bytes: got a trace without expert sizes; set trace.expert_bytes=N or use pool.slots")
+    budget = pool.bytes if pool.bytes is not None else int(pool.slots or 0) * shape.layers
+    slots = allocate(allocator, calibration, budget, sizes, least=1 + pool.staging)
+    return replace(pool, slots=slots, bytes=None)
 
 
 def _whole(name: str, value: Any, least: int) -> None:

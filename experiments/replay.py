@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from rgpu.experiments.command import command
-from rgpu.experiments.inputs import make_policy, open_trace, pool_of, scored_parts
+from rgpu.experiments.inputs import allocated, make_policy, open_trace, pool_of, scored_parts
+from rgpu.replay.allocate import Uniform
 from rgpu.replay.engine import replay
 
 
@@ -13,11 +15,14 @@ from rgpu.replay.engine import replay
 def run(cfg: DictConfig) -> dict[str, Any]:
     policy = make_policy(cfg.policy, cfg.admission)
     trace = open_trace(cfg.trace, hidden=policy.traits.feature == "hidden")
-    calibration, scored, digest = scored_parts(trace, cfg.calibration.share, policy.traits.calibration)
+    allocator = instantiate(cfg.allocator)
+    needed = policy.traits.calibration or not isinstance(allocator, Uniform)
+    calibration, scored, digest = scored_parts(trace, cfg.calibration.share, needed)
+    pool = allocated(pool_of(cfg.pool, trace.shape), allocator, calibration, trace.shape)
     result = replay(
         scored,
         policy,
-        pool_of(cfg.pool, trace.shape),
+        pool,
         reset=cfg.replay.reset,
         touch_order=cfg.replay.touch_order,
         calibration=calibration,
@@ -25,6 +30,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     )
     return result.to_json() | {
         "reset": cfg.replay.reset,
+        "slots_of_pools": pool.slots if isinstance(pool.slots, tuple) else None,
         "bound": policy.traits.bound and len(set(trace.header.expert_bytes)) <= 1,
         "model": trace.header.model,
         "tokens": scored.tokens,
