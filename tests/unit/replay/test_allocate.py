@@ -34,7 +34,7 @@ def uneven(seed: int = 0) -> Trace:
 def test_budget_is_kept_and_used_up(seed: int, sizes: list[int], least: int, extra: int, which: object) -> None:
     trace = routed_trace(seed, tokens=30, layers=3)
     budget = least * sum(sizes) + extra
-    slots = np.array(allocate(which, trace, budget, np.array(sizes), least))
+    slots: np.ndarray = np.array(allocate(which, trace, budget, np.array(sizes), least))
     used = int((slots * sizes).sum())
     assert used <= budget and slots.min() >= least and slots.max() <= trace.header.num_experts
     short = [s for s, n in zip(sizes, slots, strict=True) if n < trace.header.num_experts]
