@@ -4,85 +4,29 @@ import itertools
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from rgpu.errors import InputError
 from rgpu.experiments.command import command
 from rgpu.experiments.inputs import open_trace, policy_named, scored_parts
+from rgpu.experiments.study.points import Point, point_rows, warm_rows
 from rgpu.policies.policy import Policy
-from rgpu.replay.engine import SharedEvents, replay
-from rgpu.replay.placement import place_layers
-from rgpu.replay.pool import PoolConfig
-from rgpu.results.derive import kind_of
+from rgpu.replay.engine import SharedEvents
+from rgpu.replay.warm import orders_of
+from rgpu.results.derive import derive
+from rgpu.results.gap_rows import gap_rows
+from rgpu.results.pairs import pair_rows
 from rgpu.results.provenance import config_hash, manifest, stamp, write_manifest
-from rgpu.results.rows import Context, append, read_arrow
-from rgpu.traces.trace import Trace, batched, interleaved
+from rgpu.results.rows import Context, append, frame, read_arrow
+from rgpu.traces.trace import Trace
 
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One cell of the grid."""
-
-    policy: str
-    scope: str
-    slots: int
-    seed: int
-
-
-def point_rows(
-    context: Context,
-    scored: Trace,
-    calibration: Trace | None,
-    policy: Policy,
-    point: Point,
-    cfg: Any,
-    shared: SharedEvents,
-) -> pa.Table:
-    """Rows of one replay: hit rate and loads, whole and (where sequences do not mix) one a sequence with intervals."""
-    pool = PoolConfig(point.scope, slots=point.slots, staging=cfg.staging)
-    apart = cfg.reset != "batch" and not batched(scored) and not interleaved(scored)
-    result = replay(
-        scored, policy, pool, reset=cfg.reset, touch_order=cfg.touch_order, calibration=calibration, seed=point.seed,
-        by_sequence=apart, shared=shared,
-    )  # fmt: skip
-    experts = place_layers(point.scope, scored.layers, scored.header.num_experts).keys
-    at = context.at(
-        policy=policy.name, kind=kind_of(policy.traits), scope=point.scope, slots=point.slots, reset=cfg.reset,
-        staging=cfg.staging if policy.traits.staging and not policy.traits.bound else 0,
-        capacity_share=point.slots / experts, seed=point.seed,
-    )  # fmt: skip
-    tokens_S = np.diff(scored.seq_offsets) if apart else np.array([scored.tokens])
-    hits_S, accesses_S, loads_S = result.hits_piece, result.accesses_piece, result.loads_piece
-    tables: list[pa.Table] = []
-    if cfg.reset == "sequence":
-        tables += [
-            at.ratio("hit_rate", hits_S, accesses_S),
-            at.ratio("loads_per_token", loads_S, tokens_S, unit="loads/token"),
-        ]
-    else:  # one warm order says nothing of its spread: no interval
-        n, d, w = result.hits, result.accesses, scored.tokens
-        tables.append(at.rows("hit_rate", "share", result.hit_rate, numerator=n, denominator=d))
-        tables.append(
-            at.rows("loads_per_token", "loads/token", result.loads / w, numerator=result.loads, denominator=w)
-        )
-    if result.bytes_loaded is not None and cfg.reset == "sequence":
-        tables.append(at.ratio("bytes_per_token", result.bytes_piece, tokens_S, unit="bytes/token", keep=False))
-    elif result.bytes_loaded is not None:
-        n, d = result.bytes_loaded, scored.tokens
-        tables.append(at.rows("bytes_per_token", "bytes/token", n / d, numerator=n, denominator=d))
-    tables += [
-        at.rows("cold_misses", "count", result.cold_misses),
-        at.rows("oversized_events", "count", result.oversized_events),
-        at.rows("accesses_per_s", "1/s", result.accesses / max(result.seconds, 1e-9)),
-    ]
-    return pa.concat_tables(tables)
+KEEP = 2_000_000  # rows
 
 
 def sweep(
@@ -110,6 +54,21 @@ def sweep(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [future.result() for future in futures]
+
+
+def with_derived(tables: list[pa.Table], points: list[Point]) -> list[pa.Table]:
+    """The rows with what follows from them: gaps closed, every pair's verdict, the decomposition of the gap.
+
+    Capacity by capacity, and beyond `KEEP` rows of single sequences without those, so that memory stays small.
+    """
+    out: list[pa.Table] = []
+    whole = sum(t.num_rows for t in tables) <= KEEP
+    for cell in dict.fromkeys((p.scope, p.slots, p.seed) for p in points):
+        own = pa.concat_tables([t for t, p in zip(tables, points, strict=True) if (p.scope, p.slots, p.seed) == cell])
+        rows = frame(own)
+        kept = own if whole else own.filter(pc.is_null(own["sequence"]))
+        out += [kept, derive(rows), pair_rows(rows), gap_rows(rows)]
+    return out
 
 
 def points_of(grid: Any) -> list[Point]:
@@ -146,12 +105,21 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         experiment="capacity_sweep", trace=Path(cfg.trace.path).stem, model=trace.header.model,
         source=f"{trace.header.model}, {Path(cfg.trace.path).name}", trace_tokens=scored.tokens, provenance=stamp(identity),
     )  # fmt: skip
-    tables = sweep(context, scored, calibration, policies, points, settings, parts, cfg.workers)
+    orders = orders_of(scored, cfg.orders, cfg.replay.reset)
+    common = (context, scored, calibration, policies, points, settings, parts, cfg.workers)
+    tables = with_derived(warm_rows(*common, orders) if orders else sweep(*common), points)
     out.unlink(missing_ok=True)
     rows = append(out, tables)
     write_manifest(out.with_suffix(".manifest.json"), manifest(OmegaConf.to_container(cfg, resolve=True)))
     shutil.rmtree(parts, ignore_errors=True)
-    return {"rows": str(out), "row_count": rows, "replays": len(points), "tokens": scored.tokens, "split": digest}
+    return {
+        "rows": str(out),
+        "row_count": rows,
+        "replays": len(points),
+        "orders": orders,
+        "tokens": scored.tokens,
+        "split": digest,
+    }
 
 
 if __name__ == "__main__":

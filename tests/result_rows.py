@@ -3,7 +3,9 @@
 import numpy as np
 import pyarrow as pa
 
-from rgpu.results.rows import Context
+from rgpu.results.gap_rows import gap_rows
+from rgpu.results.pairs import pair_rows
+from rgpu.results.rows import Context, frame
 
 EXPERTS, LAYERS, SEQUENCES = 8, 3, 10
 POLICIES = ("on_demand", "random", "fifo", "ring", "lru", "lfu", "static_hot", "router_lag", "rotary", "belady")
@@ -32,6 +34,8 @@ def sweep(policies: tuple[str, ...] = (*POLICIES, "belady_bypass")) -> list[pa.T
                 parts.append(own.ratio("hit_rate", hits, accesses))
                 parts.append(own.ratio("loads_per_token", accesses - hits, tokens, unit="loads/token"))
                 moved = 1000 * (accesses - hits)
+                cold = np.minimum(accesses - hits, 5.0)
+                parts.append(own.ratio("cold_per_token", cold, tokens, unit="loads/token"))
                 parts.append(own.ratio("bytes_per_token", moved, tokens, unit="bytes/token", keep=False))
     return parts
 
@@ -39,6 +43,8 @@ def sweep(policies: tuple[str, ...] = (*POLICIES, "belady_bypass")) -> list[pa.T
 def everything() -> list[pa.Table]:
     """Rows for every figure, about three thousand."""
     parts = sweep()
+    swept = frame(pa.concat_tables(parts))
+    parts += [pair_rows(swept), gap_rows(swept)]
     quarter = CONTEXT.at(scope="layer", reset="none", slots=2, capacity_share=0.25)
     for layer in range(LAYERS):
         share = np.arange(1, EXPERTS + 1) ** -0.5

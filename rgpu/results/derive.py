@@ -3,6 +3,7 @@
 Legend: P policies, O sequence orders, S sequences. Reads only `capacity_sweep` rows; everything is paired by sequence.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,7 +64,7 @@ def derive(rows: pd.DataFrame) -> pa.Table:
     plain = {c: sweep[c].astype(float if c in _NUMBERS else object) for c in (*_POINT, *_COUNTED)}
     parts: list[pa.Table] = []
     for _, point in pd.DataFrame(plain).groupby(_POINT, dropna=False):
-        hits, loads = _counts(point, "hit_rate"), _counts(point, "loads_per_token")
+        hits, loads = counts_of(point, "hit_rate"), counts_of(point, "loads_per_token")
         own = sweep.loc[point.drop_duplicates("policy").index, [*_POINT, *_KEPT, "policy", "kind"]]
         first = {str(r["policy"]): r for r in own.to_dict("records")}
         kinds = {p: k for p, k in zip(point["policy"], point["kind"], strict=True) if isinstance(k, str)}
@@ -77,10 +78,12 @@ def derive(rows: pd.DataFrame) -> pa.Table:
     return pa.concat_tables(parts) if parts else SCHEMA.empty_table()
 
 
-def _counts(point: pd.DataFrame, metric: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def counts_of(
+    point: pd.DataFrame, metric: str, like: str | None = BASELINE
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Numerators and denominators [O, S] by policy: one a sequence where the rows have them, else the totals [1, 1].
 
-    Only policies scored on the same sequences as the baseline are kept.
+    Only policies scored on the same sequences as `like` are kept (None: as most of them are).
     """
     found = point[(point["metric"] == metric) & point["numerator"].notna()]
     if (each := found[found["sequence"].notna()]).empty:
@@ -96,7 +99,8 @@ def _counts(point: pd.DataFrame, metric: str) -> dict[str, tuple[np.ndarray, np.
         shape = (orders, sequences)
         numerators, denominators = own["numerator"].to_numpy(float), own["denominator"].to_numpy(float)
         cells[str(policy)] = (numerators.reshape(shape), denominators.reshape(shape))
-    return {p: c for p, c in cells.items() if keys[p] == keys.get(BASELINE)}
+    shared = keys.get(like) if like is not None else Counter(keys.values()).most_common(1)[0][0] if keys else None
+    return {p: c for p, c in cells.items() if keys[p] == shared}
 
 
 def _gap(

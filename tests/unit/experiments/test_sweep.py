@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rgpu.experiments import sweep as module
+from rgpu.experiments.study import points
 from rgpu.experiments.sweep import run
 from rgpu.results.rows import read
 from rgpu.traces.storage import save_trace
@@ -32,7 +33,9 @@ def test_grid_becomes_rows(
     made = sweep(monkeypatch, capsys, *words)
     rows = read(out)
     assert made["row_count"] == len(rows) and made["replays"] == 4
-    hit = rows[rows["metric"] == "hit_rate"].set_index(["policy", "slots"])["value"]
+    whole = rows[(rows["experiment"] == "capacity_sweep") & rows["sequence"].isna()]
+    hit = whole[whole["metric"] == "hit_rate"].set_index(["policy", "slots"])["value"]
+    assert made["orders"] == 20 and set(rows["order"].dropna()) == set(range(20))
     assert (hit["belady"] >= hit["lru"]).all()
     assert list(tmp_path.glob(".rows-parts-*")) == []
 
@@ -42,7 +45,7 @@ def test_a_killed_sweep_continues_and_loses_nothing(
 ) -> None:
     out = tmp_path / "rows.parquet"
     words = (f"trace.path={trace}", "grid.policy=[lru]", "grid.slots=[2,3,4]", f"out={out}", "workers=1")
-    real = module.replay
+    real = points.replay
     done: list[int] = []
 
     def dies(*args: object, **named: object) -> object:
@@ -51,12 +54,42 @@ def test_a_killed_sweep_continues_and_loses_nothing(
         done.append(1)
         return real(*args, **named)
 
-    monkeypatch.setattr(module, "replay", dies)
+    monkeypatch.setattr(points, "replay", dies)
     with pytest.raises(SystemExit) as stop:
         sweep(monkeypatch, capsys, *words)
     assert stop.value.code == 130 and not out.exists()
     count: list[int] = []
-    monkeypatch.setattr(module, "replay", lambda *a, **k: count.append(1) or real(*a, **k))
+    monkeypatch.setattr(points, "replay", lambda *a, **k: count.append(1) or real(*a, **k))
     assert sweep(monkeypatch, capsys, *words)["replays"] == 3
     assert len(count) == 1
     assert sorted(set(read(out)["slots"])) == [2, 3, 4]
+
+
+def test_warm_orders_continue_after_an_interrupt(
+    trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, again = tmp_path / "rows.parquet", tmp_path / "again.parquet"
+    words = (f"trace.path={trace}", "grid.policy=[lru,fifo,belady,belady_bypass]", "grid.slots=[2,4]", "replay.reset=none",
+             "orders=5", "workers=1")  # fmt: skip
+    real, calls = points.replay, [0]
+
+    def dies(*args: Any, **named: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 20:  # in the third order
+            raise KeyboardInterrupt
+        return real(*args, **named)
+
+    monkeypatch.setattr(points, "replay", dies)
+    with pytest.raises(SystemExit):
+        sweep(monkeypatch, capsys, *words, f"out={out}")
+    calls[0] = 100
+    assert sweep(monkeypatch, capsys, *words, f"out={out}")["orders"] == 5
+    assert calls[0] - 100 == 3 * 8
+    sweep(monkeypatch, capsys, *words, f"out={again}")
+    drop = ["date", "versions", "commit"]
+    first, second = (read(p)[read(p)["metric"] != "accesses_per_s"].drop(columns=drop) for p in (out, again))
+    assert first.equals(second)
+    rows = first[first["experiment"] == "capacity_sweep"]
+    one = rows[(rows["metric"] == "loads_per_token") & (rows["policy"] == "lru") & (rows["slots"] == 2)]
+    assert len(one) == 1 + 5 * 3 and one["lo"].notna().sum() == 1
+    assert {"pair_difference", "gap_decomposition"} <= set(first["experiment"])
