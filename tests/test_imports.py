@@ -34,7 +34,7 @@ TABLE: dict[tuple[str, ...], Row] = {  # the longest matching prefix decides
     ("rgpu",): Row((), set()),
     ("rgpu.cli",): Row(("rgpu",), set(), never=("rgpu.experiments", "rgpu.predictors", "rgpu.kernels")),
     BASE: Row(BASE, {"numpy"}),
-    LIGHT: Row((*BASE, *LIGHT), ARRAYS, lazily={"torch"}, never=("rgpu.traces.recorder",)),
+    LIGHT: Row((*BASE, *LIGHT), ARRAYS, lazily={"torch", "scipy"}, never=("rgpu.traces.recorder",)),
     HEAVY: Row((*BASE, *LIGHT, *HEAVY), ARRAYS | {"torch"}, never=("rgpu.traces.recorder",)),
     RUNTIME: Row((*BASE, *LIGHT, *HEAVY, *RUNTIME), ARRAYS | {"torch", "transformers"}),
     ("rgpu.kernels",): Row(
