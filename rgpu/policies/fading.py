@@ -1,0 +1,87 @@
+"""Scores that fade with a half-life, as whole numbers whose order stands still between uses: nothing is ever swept.
+
+Forward decay (Cormode et al. 2009, "Forward decay: a practical time decay model for streaming systems"): new uses grow
+instead of old ones fading. A score is an exponent and 40 bits, so it never overflows and compares as it is.
+"""
+
+import numpy as np
+
+from rgpu.policies.loop import hook
+
+FADE_BITS = 40
+FADE_ONE = 1 << FADE_BITS
+FADE_BIAS = 64  # keeps the exponent of small amounts positive, so that 0 stays below every score
+NOW, STEP, LIFE, EPOCH = range(4)  # columns of a clock's row of f
+
+
+@hook
+def tick(f, row, time):
+    """Advance the clock of fading scores by one to `time`: what is added now weighs 2 ** (time / half-life)."""
+    life = int(f[row, LIFE])
+    if time % life == 0:  # exactly 1 at each epoch: rounding does not pile up
+        f[row, NOW] = 1.0
+        f[row, EPOCH] = time // life
+    else:
+        f[row, NOW] *= f[row, STEP]
+
+
+@hook
+def grown(score, f, row, amount):
+    """A fading score after `amount` (>= 0) was added now: a whole number (exponent, 40 bits) that compares as it is."""
+    epoch = int(f[row, EPOCH])
+    exponent = epoch
+    whole = int(amount * f[row, NOW] * FADE_ONE)
+    if score > 0:
+        exponent = (score >> FADE_BITS) - FADE_BIAS
+        old = (score & (FADE_ONE - 1)) + FADE_ONE
+        if exponent <= epoch:
+            whole += old >> min(epoch - exponent, 62)
+            exponent = epoch
+        else:
+            whole = old + (whole >> min(exponent - epoch, 62))
+    if whole == 0:
+        return score
+    while whole >= 2 * FADE_ONE:
+        whole >>= 1
+        exponent += 1
+    while whole < FADE_ONE:
+        whole <<= 1
+        exponent -= 1
+    return ((exponent + FADE_BIAS) << FADE_BITS) | (whole - FADE_ONE)
+
+
+@hook
+def log2_now(score, f, row):
+    """log2 of what a fading score is worth now, straight between powers of two; 0 where nothing was ever added."""
+    if score <= 0:
+        return 0.0
+    part = (score & (FADE_ONE - 1)) / FADE_ONE
+    return (score >> FADE_BITS) - FADE_BIAS - f[row, EPOCH] + part - (f[row, NOW] - 1.0)
+
+
+def start_clock(f: np.ndarray, row: int, half_life: int) -> None:
+    """Set up a clock in row `row` of every pool's f."""
+    f[:, row, [NOW, STEP, LIFE, EPOCH]] = 1.0, 2.0 ** (1.0 / half_life), half_life, 0.0
+
+
+@hook
+def bits(n):
+    """floor(log2(n)) of n >= 1."""
+    count = 0
+    while n > 1:
+        n >>= 1
+        count += 1
+    return count
+
+
+USE_BUCKETS, AGE_BUCKETS = 3, 7  # by log2, rounded down: counts 1, 2-3, 4 on; ages 1, 2-3, .. 64 on
+
+
+@hook
+def use_bucket(log2_count):
+    return max(0, min(USE_BUCKETS - 1, int(log2_count)))
+
+
+@hook
+def age_bucket(age):
+    return min(AGE_BUCKETS - 1, bits(max(1, age)))
