@@ -47,6 +47,10 @@ SCHEMA = pa.schema(
         "offset": _INT,  # token offset, relative to the switch where there is one
         "sequence": _INT,
         "order": _INT,  # which random order of the sequences (warm runs)
+        "batch": _INT,  # sequences that share a forward pass
+        "machine": _TEXT,  # hardware profile of a simulated time
+        "miss": _TEXT,  # how misses are served: fetch | cpu | split | zero_copy
+        "x": _FLOAT,  # coordinate on an axis that no other column holds (docs/results.md says what)
         "metric": _TEXT,
         "unit": _TEXT,
         "value": _FLOAT,
