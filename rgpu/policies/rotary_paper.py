@@ -9,7 +9,7 @@ Hit rate and misses may set the step, the mode and how W_r turns (claims 5, 7, 8
 pools: a pool is one rotation domain, so grouped needs pool.scope=groupN and synchronised pool.scope=global; there the
 first layer's input decides once a token for every layer, and signatures of the others are taken in its space. A layer's
 share of a pool is fixed. With router rows as signatures, W_r the identity and no step limit this is `router_lag` on
-logits; with `cycle=0` and otherwise the defaults it is `rotary` but for a member of the event that may make room.
+logits; with the defaults it is `rotary`, except that after an event its members may make room like any other.
 """
 
 from dataclasses import dataclass
