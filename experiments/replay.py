@@ -9,6 +9,7 @@ from rgpu.experiments.command import command
 from rgpu.experiments.inputs import allocated, make_policy, open_trace, pool_of, scored_parts
 from rgpu.replay.allocate import Uniform
 from rgpu.replay.engine import replay
+from rgpu.replay.log_file import LogFile, save_log
 
 
 @command("replay")
@@ -27,7 +28,19 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         touch_order=cfg.replay.touch_order,
         calibration=calibration,
         seed=cfg.seed,
+        decisions=cfg.log is not None,
     )
+    if cfg.log is not None:
+        assert result.decisions is not None
+        about = {
+            "engine": "rgpu replay",
+            "model": trace.header.model,
+            "trace": trace.header.checksum,
+            "reset": cfg.replay.reset,
+        }
+        claims = {"hits": result.hits, "loads": result.loads}
+        claims |= {} if result.bytes_loaded is None else {"bytes_loaded": result.bytes_loaded}
+        save_log(cfg.log, LogFile(result.decisions, trace.header.num_experts, claims=claims, about=about))
     return result.to_json() | {
         "reset": cfg.replay.reset,
         "slots_of_pools": pool.slots if isinstance(pool.slots, tuple) else None,
