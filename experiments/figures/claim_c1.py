@@ -1,0 +1,40 @@
+"""C1: hit rate over capacity, and hit rate against bytes moved as the step limit grows."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from rgpu.experiments.figures import style
+
+NAME = "claim_c1"
+TITLE = "C1: rotary residency against LRU at equal capacity and at equal moved bytes"
+ORDER = 201
+GUIDE = (
+    "Left: higher is better, the dotted line is no skill. Right: up and to the left is better; a curve is one policy "
+    "with a growing limit on what an event may move (rotary: slots a step; LRU: inserts an event)."
+)
+
+
+def draw(table: pd.DataFrame, figure: Figure) -> None:
+    rows = style.select(table, NAME, ["hit_rate", "loads_per_token"])
+    left, right = style.panels(figure, 2, height=4.4)
+    curve = rows[(rows["case"] == "capacity") & (rows["metric"] == "hit_rate")]
+    for policy in style.policy_order(curve["policy"].unique()):
+        own = curve[curve["policy"] == policy].sort_values("capacity_share")
+        style.line(left, own["capacity_share"], own, label=style.policy_label(policy), **style.policy_style(policy))
+    shares = sorted(curve["capacity_share"].unique())
+    left.plot(shares, shares, color="#8a8f98", linestyle=":", label="no skill")
+    left.set(xlabel="capacity: share of all experts resident", ylabel="hit rate")
+    style.percent(left.xaxis), style.percent(left.yaxis)
+    dials = rows[rows["case"].astype(str).str.startswith("dial:")].copy()
+    dials["case"] = dials["case"].astype(str)
+    wide = dials.pivot_table(index=["policy", "case"], columns="metric", values="value", observed=True).reset_index()
+    for policy in style.policy_order(wide["policy"].unique()):
+        own = wide[wide["policy"] == policy].sort_values("loads_per_token")
+        right.plot(own["loads_per_token"], own["hit_rate"], **style.policy_style(policy))
+        for _, point in own.iterrows():
+            right.annotate(str(point["case"]).removeprefix("dial:").strip(), (point["loads_per_token"], point["hit_rate"]),
+                           fontsize=7, xytext=(3, 3), textcoords="offset points")  # fmt: skip
+    right.set(xlabel="loads per token", ylabel="hit rate", title="one capacity, growing limit")
+    style.percent(right.yaxis)
+    style.legend_right(figure)
+    style.footer(figure, rows, "Cold per sequence. Bands: 95 % cluster bootstrap over sequences.")
