@@ -9,7 +9,7 @@ A policy is a frozen dataclass of parameters with
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,7 +44,8 @@ class Traits:
 class Setting:
     """What `prepare` may use: the state, which pool holds which keys, and calibration data (None where not needed).
 
-    `base[l]` is the key of expert 0 of layer l in its pool `pool_of[l]`; `seed` keys random choices.
+    `base[l]` is the key of expert 0 of layer l in its pool `pool_of[l]`; `seed` keys random choices. `memo` is shared by
+    the replays of one grid.
     """
 
     m: np.ndarray
@@ -55,6 +56,17 @@ class Setting:
     feature: str
     calibration: Any
     seed: int
+    memo: dict[Any, Any] = field(default_factory=dict)
+
+    def learned(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """What `make` learns from the calibration trace, computed once for all replays that share `memo`.
+
+        `key` names everything it depends on beside that trace; the value must not be written to.
+        """
+        whole = (id(self.calibration), self.feature, *key)
+        if whole not in self.memo:
+            self.memo[whole] = (self.calibration, make())  # the trace is held, so that no other can take its id
+        return self.memo[whole][1]
 
 
 class Policy(Protocol):

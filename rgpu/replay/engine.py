@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from rgpu.errors import InputError, TraceError
+from rgpu.errors import TraceError
 from rgpu.policies.loop import (
     COLD,
     COUNTS,
@@ -29,8 +29,8 @@ from rgpu.replay.events import Events, build_events, next_uses, pass_groups
 from rgpu.replay.features import available, trace_features
 from rgpu.replay.log import DecisionLog, fill_rows, proactive_rows
 from rgpu.replay.pool import Layout, PoolConfig, initial_state, lay_out
+from rgpu.replay.resets import segments as segments
 
-RESETS = ("none", "sequence", "batch")
 FEATURE_PASSES = 4096  # passes whose features are held in memory at a time
 LogEntry = tuple[int, int, int, tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
@@ -116,10 +116,12 @@ def hits_of(codes, offs):  # type: ignore[no-untyped-def]
 
 
 class SharedEvents:
-    """Events of one trace, built once for each (scope, touch order, ordering) and shared by the threads of a grid."""
+    """Events of one trace, built once for each (scope, touch order, ordering) and shared by the threads of a grid, as is
+    `memo`: what policies learn from calibration traces."""
 
     def __init__(self, trace: Any) -> None:
         self._trace, self._lock = trace, threading.Lock()
+        self.memo: dict[Any, Any] = {}
         self._built: dict[tuple[str, str, bool], Events] = {}
 
     def get(self, scope: str, touch_order: str, by_layer: bool) -> Events:
@@ -128,32 +130,6 @@ class SharedEvents:
             if key not in self._built:
                 self._built[key] = build_events(self._trace, scope=scope, touch_order=touch_order, by_layer=by_layer)
             return self._built[key]
-
-
-def segments(trace: Any, reset: str) -> np.ndarray:
-    """int64 [P + 1] bounds over passes: between two bounds the pool keeps its content; every bound empties it."""
-    if reset not in RESETS:
-        raise InputError(f"replay.reset: got {reset!r}; expected one of {', '.join(RESETS)}")
-    order, starts, numbers = pass_groups(trace)
-    if reset == "none":
-        return np.array([0, len(numbers)])
-    sequence = np.repeat(np.arange(trace.sequences), np.diff(trace.seq_offsets))[order]
-    low, high = np.minimum.reduceat(sequence, starts[:-1]), np.maximum.reduceat(sequence, starts[:-1])
-    if reset == "sequence" and (low != high).any():
-        raise TraceError(
-            "replay.reset=sequence: got passes that mix sequences; expected batch 1; use replay.reset=batch"
-        )
-    owner = np.arange(trace.sequences)  # sequences that ever share a pass belong to one batch
-    for a, b in np.unique(np.stack([low, high], 1), axis=0):
-        owner[a : b + 1] = owner[a : b + 1].min()
-    batch = owner[low]
-    changes = np.flatnonzero(batch[1:] != batch[:-1]) + 1
-    bounds = np.concatenate([[0], changes, [len(numbers)]])
-    if len(np.unique(batch[bounds[:-1]])) != len(bounds) - 1:
-        raise TraceError(
-            f"replay.reset={reset}: got sequences whose passes interleave; expected one after another; use none"
-        )
-    return bounds
 
 
 def fill_pools(
@@ -188,13 +164,14 @@ def replay(
     if feature and calibration is not None and feature != available(policy.traits.feature, calibration, policy.name):
         raise TraceError(f"policy {policy.name}: got a calibration trace with other arrays than the replayed one")
     width = (shape.hidden if feature == "hidden" else shape.experts) if feature else 0
-    m, f, fill = initial_state(layout, policy, shape, feature, width, calibration, seed)
+    shared = shared or SharedEvents(trace)
+    m, f, fill = initial_state(layout, policy, shape, feature, width, calibration, seed, shared.memo)
     bounds = segments(trace, reset)
     resets = set(bounds[:-1].tolist())
     if by_sequence:
         bounds = np.union1d(bounds, segments(trace, "sequence"))
     whole = len(bounds) == 2 and not log and not decisions and not feature and pool.scope == "layer"
-    events = (shared or SharedEvents(trace)).get(pool.scope, touch_order, whole)
+    events = shared.get(pool.scope, touch_order, whole)
     n = len(events.keys)
     if n == 0:
         raise TraceError("replay: got a trace without any recorded expert; expected at least one routed token")

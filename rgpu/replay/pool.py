@@ -95,7 +95,14 @@ def lay_out(pool: PoolConfig, policy: Policy, shape: MoEShape) -> Layout:
 
 
 def initial_state(
-    layout: Layout, policy: Policy, shape: MoEShape, feature: str, width: int, calibration: Any, seed: int
+    layout: Layout,
+    policy: Policy,
+    shape: MoEShape,
+    feature: str,
+    width: int,
+    calibration: Any,
+    seed: int,
+    memo: dict[Any, Any] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """(m, f, fill): prepared state and the keys each pool is filled with before the first event (empty arrays: none)."""
     traits = policy.traits
@@ -108,7 +115,9 @@ def initial_state(
         raise InputError(
             f"policy {policy.name}: got no calibration sequences; expected a calibration split; set calibration.share=0.5"
         )
-    setting = Setting(m, f, shape, layout.pool_of, layout.base, feature, calibration, seed)
+    setting = Setting(
+        m, f, shape, layout.pool_of, layout.base, feature, calibration, seed, {} if memo is None else memo
+    )
     if prepare := getattr(policy, "prepare", None):
         prepare(setting)
     fill = policy.fill(setting) if hasattr(policy, "fill") else [np.zeros(0, np.int64)] * layout.pools
