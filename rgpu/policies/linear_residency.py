@@ -7,8 +7,9 @@ leave-one-out error (Golub, Heath and Wahba 1979) unless given. Without hidden s
 It runs the very code of `rotary_paper`, with the map in the place of rotated signatures: nothing else differs.
 """
 
+import functools
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -49,9 +50,10 @@ class LinearResidency:
         choice, trace, experts = Rotation(step=self.step), setting.calibration, setting.shape.experts
         registers(choice, setting)
         for layer in range(setting.shape.layers):
-            routed_NE = routing_vectors(trace, layer, slice(None))
-            x_NF, y_NE = pairs(features(trace, layer, setting.feature), routed_NE, trace.seq_offsets, 1, len(routed_NE))
-            map_EF, bias_E = ridge_map(x_NF, (y_NE > 0).astype(np.float64), self.ridge)
+            map_EF, bias_E = setting.learned(
+                ("linear_residency", layer, self.ridge),
+                functools.partial(fitted, trace, layer, setting.feature, self.ridge),
+            )
             first, pool = int(setting.base[layer]), setting.pool_of[layer]
             row = int(setting.m[pool, s.LIVE, s.SIGNATURE]) + first
             setting.f[pool, row : row + experts, : map_EF.shape[1]] = map_EF
@@ -60,6 +62,13 @@ class LinearResidency:
 
     def fill(self, setting: Setting) -> list[np.ndarray]:
         return planned(setting)
+
+
+def fitted(trace: Any, layer: int, feature: str, strength: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """The map of one layer from the calibration trace."""
+    routed_NE = routing_vectors(trace, layer, slice(None))
+    x_NF, y_NE = pairs(features(trace, layer, feature), routed_NE, trace.seq_offsets, 1, len(routed_NE))
+    return ridge_map(x_NF, (y_NE > 0).astype(np.float64), strength)
 
 
 def ridge_map(x_NF: np.ndarray, y_NE: np.ndarray, strength: float | None) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """Writes the choices and the calibration of a rotary policy into the state. Legend: E experts, F feature width."""
 
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -145,7 +146,9 @@ def calibrate(choice: "Rotation", setting: Setting, layer: int, routers: tuple[n
             own = unit_rows(own)
         shift = mean_F[part] if choice.centre else 0.0
         inputs, targets = pairs(x_NF[:, part] - shift, y_NE, trace.seq_offsets, lead, choice.calibration_tokens)
-        rotated = rotate(choice, own, inputs, targets, (setting.seed, layer, *([h] if choice.heads > 1 else [])))
+        seed = (setting.seed, layer, *([h] if choice.heads > 1 else []))
+        turn = functools.partial(rotate, choice, own, inputs, targets, seed)
+        rotated = setting.learned((*turn_key(choice, driver), h, seed), turn)
         bias = bias_E / choice.heads - (rotated @ mean_F[part] if choice.centre else 0.0)
         rows = s.HEAD_ROWS * h
         f[row : row + experts, part] = rotated
@@ -164,6 +167,13 @@ def calibrate(choice: "Rotation", setting: Setting, layer: int, routers: tuple[n
         for e in range(experts):
             at = (first + e) % in_a_row * experts
             f[base + (first + e) // in_a_row, at : at + experts] = window[e]
+
+
+def turn_key(choice: "Rotation", driver: int) -> tuple[object, ...]:
+    """Everything the rotated signatures of a layer depend on beside the trace, the layer, the head and the seed."""
+    c = choice
+    return ("rotated", driver, c.rotation, c.calibration_steps, c.calibration_tokens, c.signatures, c.router, c.similarity,
+            c.centre, c.heads)  # fmt: skip
 
 
 def rotate(
@@ -194,7 +204,10 @@ def trajectory_signatures(choice: "Rotation", setting: Setting, layer: int, y_NE
         signature_EE = unit_rows(rng.standard_normal((y_NE.shape[1],) * 2))
     else:
         signature_EE = mean_windows(inputs, targets > 0) if len(inputs) else np.zeros((y_NE.shape[1],) * 2)
-    return rotate(choice, signature_EE, inputs, targets, (setting.seed, layer, 98))
+    seed = (setting.seed, layer, 98)
+    return setting.learned(  # type: ignore[no-any-return]
+        (*turn_key(choice, layer), choice.window, seed), lambda: rotate(choice, signature_EE, inputs, targets, seed)
+    )
 
 
 def plan_fill(choice: "Rotation", setting: Setting) -> None:

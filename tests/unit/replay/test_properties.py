@@ -1,5 +1,6 @@
 """What must hold of every policy on every trace."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,12 @@ from hypothesis import strategies as st
 
 from rgpu.policies.belady import Belady
 from rgpu.policies.belady_bypass import BeladyBypass
+from rgpu.policies.linear_residency import LinearResidency
 from rgpu.policies.lru import Lru
 from rgpu.policies.ring import Ring
+from rgpu.policies.rotary_paper import RotaryPaper
 from rgpu.replay.controller import Controller, replay_events
-from rgpu.replay.engine import replay
+from rgpu.replay.engine import SharedEvents, replay
 from rgpu.replay.events import build_events
 from rgpu.replay.pool import PoolConfig
 from rgpu.replay.stream import routing_events
@@ -163,3 +166,15 @@ HOOKS = {
     "rgpu.policies.belady": _hooks(victim="victim"),
     "rgpu.policies.belady_bypass": _hooks(victim="farthest", admit="worth"),
 }
+
+
+def test_what_a_grid_shares_changes_nothing() -> None:
+    """Calibration learned once for several replays gives what learning it again gives, and each trace its own."""
+    trace, other = routed_trace(1, tokens=60), routed_trace(7, tokens=60)
+    policies = (RotaryPaper(rotation="calibrated"), RotaryPaper(rotation="calibrated", heads=2), LinearResidency())
+    shared = SharedEvents(trace)
+    for calibration, policy, slots in itertools.product((trace, other), policies, (3, 5)):
+        own = replay(trace, policy, PoolConfig(slots=slots), calibration=calibration, log=True)
+        again = replay(trace, policy, PoolConfig(slots=slots), calibration=calibration, log=True, shared=shared)
+        assert own.log == again.log
+    assert len(shared.memo) > 4
