@@ -5,8 +5,11 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from rgpu.errors import InputError
 from rgpu.experiments.command import command
 from rgpu.experiments.inputs import allocated, make_policy, open_trace, pool_of, scored_parts
+from rgpu.experiments.study.timing import evaluated, plain, profile_named, time_section
+from rgpu.hardware import HardwareProfile, profile_of
 from rgpu.replay.allocate import Uniform
 from rgpu.replay.engine import replay
 from rgpu.replay.log_file import LogFile, save_log
@@ -19,6 +22,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     allocator = instantiate(cfg.allocator)
     needed = policy.traits.calibration or not isinstance(allocator, Uniform)
     calibration, scored, digest = scored_parts(trace, cfg.calibration.share, needed)
+    profile = profile_of_run(cfg)
+    scored, accepted = evaluated(scored, cfg.speculative)
     pool = allocated(pool_of(cfg.pool, trace.shape), allocator, calibration, trace.shape)
     result = replay(
         scored,
@@ -28,7 +33,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         touch_order=cfg.replay.touch_order,
         calibration=calibration,
         seed=cfg.seed,
-        decisions=cfg.log is not None,
+        decisions=cfg.log is not None or profile is not None,
     )
     if cfg.log is not None:
         assert result.decisions is not None
@@ -41,16 +46,36 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         claims = {"hits": result.hits, "loads": result.loads}
         claims |= {} if result.bytes_loaded is None else {"bytes_loaded": result.bytes_loaded}
         save_log(cfg.log, LogFile(result.decisions, trace.header.num_experts, claims=claims, about=about))
-    return result.to_json() | {
-        "reset": cfg.replay.reset,
-        "slots_of_pools": pool.slots if isinstance(pool.slots, tuple) else None,
-        "bound": policy.traits.bound and len(set(trace.header.expert_bytes)) <= 1,
-        "model": trace.header.model,
-        "tokens": scored.tokens,
-        "sequences": scored.sequences,
-        "calibration_sequences": calibration.sequences if calibration else 0,
-        "split": digest,
-    }
+    section = {}
+    if profile is not None:
+        assert result.decisions is not None
+        section = {"time": time_section(cfg, profile, result.decisions, scored, accepted, pool)}
+    return (
+        result.to_json()
+        | {
+            "reset": cfg.replay.reset,
+            "slots_of_pools": pool.slots if isinstance(pool.slots, tuple) else None,
+            "bound": policy.traits.bound and len(set(trace.header.expert_bytes)) <= 1,
+            "model": trace.header.model,
+            "tokens": scored.tokens,
+            "sequences": scored.sequences,
+            "calibration_sequences": calibration.sequences if calibration else 0,
+            "split": digest,
+        }
+        | section
+    )
+
+
+def profile_of_run(cfg: DictConfig) -> HardwareProfile | None:
+    """The hardware that times the run, or None; settings of time without hardware are an InputError."""
+    given = cfg.get("hardware")
+    if given is not None and cfg.hardware_file is not None:
+        raise InputError("hardware: got hardware and hardware_file; expected one of them")
+    if given is None and cfg.hardware_file is None:
+        if cfg.timeline is not None or cfg.ram.bytes is not None:
+            raise InputError("timeline, ram: got no hardware; expected hardware=NAME, such as rtx4090")
+        return None
+    return profile_named(str(cfg.hardware_file)) if given is None else profile_of(plain(given))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,237 @@
+"""The virtual clock: a decision log on a machine, event by event. The equations are in docs/timing.md.
+
+An event takes: its dense part (attention, router, shared experts, launch), router read-back, experts. Resident members
+compute first; a miss is served by its handler; the event ends when all members are computed. All times int64 picoseconds.
+"""
+
+import numpy as np
+
+from rgpu.policies.loop import BYPASS, NEVER
+from rgpu.replay.timing.compiled import compiled
+from rgpu.replay.timing.link import (
+    BACKLOG,
+    BEGUN,
+    BYTES,
+    DEMAND_BYTES,
+    DENSE,
+    DISK_BEGUN,
+    FIELDS,
+    FILL,
+    FREE,
+    GPU_TRACK,
+    LINK_COPIES,
+    LIVE,
+    NONE,
+    PROACTIVE,
+    RECORD,
+    REGISTERS,
+    STATE,
+    SYNC,
+    UNUSED,
+    USEFUL,
+    WAVE,
+    ZERO,
+    enqueue,
+    note,
+    restart,
+    settle,
+    vacate,
+)
+from rgpu.replay.timing.machine import BYTE, CHUNK, DISK_BYTE, DISK_READ, FLOP, LAUNCH, LINK_BYTE
+from rgpu.replay.timing.machine import COPY as COPY_PS
+from rgpu.replay.timing.machine import SYNC as SYNC_PS
+from rgpu.replay.timing.serve import (
+    BASE,
+    BUSY_UNTIL,
+    CHUNK_PS,
+    CLOSED,
+    COMPUTED,
+    CPU,
+    CPU_AT,
+    EACH,
+    FETCH,
+    FIELDS_EV,
+    FLOPS,
+    GPU,
+    LANDED,
+    LATENCY_PS,
+    NBYTES,
+    ONE_COPY,
+    ONE_READ,
+    OVERLAP,
+    PENDING_PS,
+    POOL,
+    SPLIT,
+    WAVE_FIRST,
+    WAVE_NOW,
+    E,
+    T,
+    close_wave,
+    compute,
+    fetch,
+    keep,
+    last_read,
+    on_cpu,
+    ps,
+    serve_late,
+    split,
+    zero_copy,
+)
+
+WALL, COMPUTE, EXPOSED, CPU_WAIT, SYNCED, PARTS = range(6)  # columns of the result, picoseconds a pass
+
+
+@compiled
+def dense_ps(cost, work, mach):  # type: ignore[no-untyped-def]
+    """A layer beside its routed experts: the slower of its bytes and its operations, and the launch."""
+    kv = work[2] if cost[5] else work[1]
+    pairs = work[4] if cost[5] else work[3]
+    nbytes = cost[0] + cost[2] * kv
+    flop = cost[1] * work[0] + cost[3] * pairs
+    return ps(max(nbytes * mach[BYTE], flop * mach[FLOP])) + np.int64(mach[LAUNCH])
+
+
+@compiled
+def open_event(ev, t, nbytes, cost, tokens, members, mach):  # type: ignore[no-untyped-def]
+    """Set `ev` for an event of `members` experts whose routing is known at `t`."""
+    flop = cost[4] * max(1.0, tokens * cost[6] / max(1, members))
+    ev[T], ev[NBYTES], ev[FLOPS] = t, np.int64(nbytes), np.int64(flop)
+    ev[EACH] = ps(max(nbytes * mach[BYTE], flop * mach[FLOP]))
+    ev[ONE_COPY] = ev[LATENCY_PS] + ps(nbytes * mach[LINK_BYTE])
+    ev[ONE_READ] = ps(nbytes * mach[DISK_BYTE] + mach[DISK_READ]) if mach[DISK_BYTE] < np.inf else ZERO
+    ev[GPU], ev[CPU_AT], ev[LANDED], ev[CLOSED], ev[PENDING_PS], ev[COMPUTED] = t, t, t, t, 0, 0
+    ev[WAVE_NOW] += 1
+    ev[WAVE_FIRST] = ev[WAVE_NOW]
+
+
+@compiled
+def run_clock(  # type: ignore[no-untyped-def]
+    pool, layer, offs, keys, codes, size, key_layer, disk_A, proactive, disk_P, fills, disk_F, stretches, staging, slots,
+    work, cost, mach, layers, handler, overlap, first, last, parts, tally, rec,
+):  # fmt: skip
+    """Fills `parts` int64 [P, PARTS] and `tally`; -> registers. Arrays are those of `DecisionLog` in event order: event e is
+    layer e % layers of pass e // layers. `size` float64 [L]: bytes of an expert; `key_layer` [pools, keys]: whose a key
+    is; `disk_*` uint8 (or empty: none): the load comes from the disk. `rec` int64 [R, NOTED] takes the slices
+    of passes first..last."""
+    pools, width = key_layer.shape
+    q = np.zeros((pools * slots, FIELDS), np.int64)
+    where = np.zeros((pools, width), np.int64)
+    reg = np.zeros(REGISTERS, np.int64)
+    reg[BEGUN], reg[DISK_BEGUN] = -1, -1
+    ring = np.zeros((2 * pools * slots + 16, 2), np.int64)
+    disk = np.zeros((2 * pools * slots + 16, 6), np.int64)
+    spare = np.zeros(max(1, staging), np.int64)
+    ev = np.zeros(FIELDS_EV, np.int64)
+    ev[CHUNK_PS], ev[LATENCY_PS], ev[OVERLAP] = np.int64(mach[CHUNK]), np.int64(mach[COPY_PS]), overlap
+    tracked = proactive.shape[0] + fills.shape[0] > 0 or handler in (CPU, SPLIT)
+    disks = disk_A.shape[0] > 0
+    sync = np.int64(mach[SYNC_PS])
+    t = np.int64(0)
+    load, filled, stretch = 0, 0, 0
+    for e in range(pool.shape[0]):
+        p, at = e // layers, layer[e]
+        reg[RECORD] = first <= p < last
+        if stretch < stretches.shape[0] - 1 and e == stretches[stretch]:
+            stretch += 1
+            restart(q, reg, where, tally, t)
+            while filled < fills.shape[0] and fills[filled, 0] <= e:
+                row = fills[filled]
+                read = disks and disk_F[filled] == 1
+                _submit(
+                    q, reg, ring, disk, where, slots, row, size[key_layer[row[1], row[2]]], FILL, t, read, mach, tally
+                )
+                filled += 1
+        spent = dense_ps(cost[at], work[p], mach)
+        note(rec, reg, GPU_TRACK, DENSE, t, t + spent, e, NONE, NONE, ZERO)
+        note(rec, reg, GPU_TRACK, SYNC, t + spent, t + spent + sync, e, NONE, NONE, ZERO)
+        began = t
+        t += spent + sync
+        a0, a1 = offs[e], offs[e + 1]
+        if reg[LIVE] > 0:
+            settle(q, reg, ring, disk, t, rec)
+        nbytes = size[at]
+        ev[E], ev[POOL], ev[BASE] = e, pool[e], pool[e] * slots
+        open_event(ev, t, nbytes, cost[at], work[p, 0], a1 - a0, mach)
+        misses, kept, late = ZERO, ZERO, 0
+        for a in range(a0, a1):
+            if codes[a] >= 0:
+                misses += 1
+                kept += 1
+            elif codes[a] == BYPASS:
+                misses += 1
+            else:
+                s = where[pool[e], keys[a]]
+                q[s, WAVE] = ev[WAVE_NOW]
+                if tracked:
+                    if q[s, STATE]:
+                        late += 1
+                        continue
+                    if q[s, UNUSED]:
+                        tally[USEFUL] += q[s, BYTES]
+                        q[s, UNUSED] = 0
+                compute(ev, reg, t, s, np.int64(keys[a]), rec)
+        if handler == CPU and misses + late:
+            ev[BUSY_UNTIL] = (reg[BEGUN] if reg[BEGUN] >= 0 else max(reg[FREE], t)) + reg[BACKLOG]
+            if disks and reg[LIVE] > 0:
+                ev[BUSY_UNTIL] = NEVER  # copies wait for the disk: when they run is not known yet
+        if late:
+            for a in range(a0, a1):
+                key = np.int64(keys[a])
+                if codes[a] < 0 and codes[a] != BYPASS and q[where[pool[e], key], STATE]:
+                    serve_late(ev, q, reg, ring, disk, mach, handler, where[pool[e], key], key, tally, rec)
+        moved = np.float64(nbytes * kept)
+        if misses:
+            if handler == FETCH:
+                fetch(
+                    ev, q, reg, ring, disk, where, keys, codes, a0, a1, kept, misses, spare, disk_A, tracked, tally, rec
+                )
+                tally[DEMAND_BYTES] += ev[NBYTES] * misses
+                tally[LINK_COPIES] += misses
+            elif handler == CPU:
+                moved = np.float64(0.0)
+                for a in range(a0, a1):
+                    if codes[a] >= 0 or codes[a] == BYPASS:
+                        there = t
+                        if disks and disk_A[a]:
+                            there = last_read(ev, q, reg, disk, keys, codes, a, a + 1, disk_A, rec)
+                        on_cpu(ev, reg, mach, there, np.int64(keys[a]), tally, rec)
+            elif handler == SPLIT:
+                moved = split(ev, q, reg, ring, disk, keys, codes, a0, a1, misses, disk_A, mach, tally, rec)
+            else:
+                zero_copy(ev, q, reg, ring, disk, keys, codes, a0, a1, misses, disk_A, mach, tally, rec)
+        close_wave(ev, reg, rec)
+        end = max(ev[GPU], ev[CPU_AT])
+        parts[p, WALL] += end - began
+        parts[p, COMPUTE] += spent + ev[COMPUTED]
+        parts[p, SYNCED] += sync
+        parts[p, EXPOSED] += ev[GPU] - t - ev[COMPUTED]
+        parts[p, CPU_WAIT] += end - ev[GPU]
+        t = end
+        if kept and handler != FETCH:
+            if reg[LIVE] > 0:
+                settle(q, reg, ring, disk, t, rec)
+            keep(ev, q, reg, ring, disk, where, keys, codes, a0, a1, moved, mach, t, tally, rec)
+        if load < proactive.shape[0] and proactive[load, 0] == e:
+            if reg[LIVE] > 0:
+                settle(q, reg, ring, disk, t, rec)
+            while load < proactive.shape[0] and proactive[load, 0] == e:
+                row = proactive[load]
+                vacate(q, reg, ring, row[1] * slots + row[3], t, ev[CHUNK_PS], tally, rec)
+                read = disks and disk_P[load] == 1
+                of = size[key_layer[row[1], row[2]]]
+                _submit(q, reg, ring, disk, where, slots, row, of, PROACTIVE, t, read, mach, tally)
+                load += 1
+    if reg[LIVE] > 0:
+        settle(q, reg, ring, disk, t, rec)
+    restart(q, reg, where, tally, t)
+    return reg
+
+
+@compiled
+def _submit(q, reg, ring, disk, where, slots, row, nbytes, origin, now, from_disk, mach, tally):  # type: ignore[no-untyped-def]
+    """Queue the proactive or initial load of a log's row."""
+    slot = row[1] * slots + row[3]
+    where[row[1], row[2]] = slot
+    read = ps(nbytes * mach[DISK_BYTE] + mach[DISK_READ]) if from_disk else ZERO
+    enqueue(q, reg, ring, disk, slot, row[2], origin, np.int64(nbytes), np.int64(mach[COPY_PS]), ps(nbytes * mach[LINK_BYTE]),
+            now, read, tally)  # fmt: skip

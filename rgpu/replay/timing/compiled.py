@@ -1,0 +1,36 @@
+"""Compiling of the clock's kernels: cached on disk in a folder named after every source that goes into them."""
+
+import hashlib
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numba
+from numba import njit
+
+KERNELS = (
+    "compiled",
+    "machine",
+    "link",
+    "serve",
+    "clock",
+    "classes",
+)  # files with compiled functions or their constants
+
+
+def _stamp() -> str:
+    """numba watches the file of the compiled function only, and kernels here call functions of other files."""
+    here = pathlib.Path(__file__).parent
+    sources = [*(here / f"{name}.py" for name in KERNELS), here.parents[1] / "policies" / "loop.py"]
+    return hashlib.sha256(b"".join(p.read_bytes() for p in sources) + numba.__version__.encode()).hexdigest()[:12]
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`njit` that releases the GIL; compiled at first use."""
+    base = numba.config.CACHE_DIR or str(pathlib.Path.home() / ".cache" / "rgpu" / "numba")
+    previous = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = f"{base}/timing-{_stamp()}"
+    try:
+        return njit(cache=True, nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+    finally:
+        numba.config.CACHE_DIR = previous

@@ -1,0 +1,258 @@
+"""How the members of one event are computed and their misses served: the part of the clock inside an event.
+
+`ev` holds the event's own moments and sizes (int64 picoseconds and bytes), so that the functions share them.
+"""
+
+import numpy as np
+
+from rgpu.policies.loop import BYPASS, NEVER
+from rgpu.replay.timing.compiled import compiled
+from rgpu.replay.timing.link import (
+    BYTES,
+    CPU_BYTES,
+    CPU_EXPERT,
+    CPU_EXPERTS,
+    CPU_TRACK,
+    DEMAND_BYTES,
+    EXPERTS,
+    FREE,
+    GPU_TRACK,
+    KEY,
+    LATE,
+    LATE_HITS,
+    LINK_COPIES,
+    NONE,
+    READY,
+    UNUSED,
+    UPLOAD,
+    WAVE,
+    ZERO,
+    begun,
+    demand,
+    enqueue,
+    interrupt,
+    note,
+    promote,
+    read_now,
+    vacate,
+)
+from rgpu.replay.timing.machine import CPU_BYTE, CPU_CALL, CPU_FLOP, CPU_SLOW_BYTE, LINK_BYTE, READ_BYTE
+
+FETCH, CPU, SPLIT, ZERO_COPY = range(4)  # miss handlers
+BY_WAVE, BY_EXPERT, STREAMED = range(3)  # when computing may begin beside copies
+# `ev`: the event's number, pool, first slot of the pool; begin of its experts; when the device and the CPU are free; compute
+# that waits for its wave and when the wave's copies have landed; end of the last closed wave; compute in all; number of the
+# current and the first wave; what computing one, copying one and reading one from disk take; bytes and flop of one.
+(
+    E, POOL, BASE, T, GPU, CPU_AT, PENDING_PS, LANDED, CLOSED, COMPUTED, WAVE_NOW, WAVE_FIRST, EACH, ONE_COPY, LATENCY_PS,
+    ONE_READ, NBYTES, FLOPS, CHUNK_PS, OVERLAP, BUSY_UNTIL, FIELDS_EV,
+) = range(22)  # fmt: skip
+
+
+@compiled
+def ps(x):  # type: ignore[no-untyped-def]
+    """Whole picoseconds, rounded up: the clock is never faster than the machine."""
+    return np.int64(np.ceil(x))
+
+
+@compiled
+def compute(ev, reg, ready, slot, key, rec):  # type: ignore[no-untyped-def]
+    """The device computes one member that is there from `ready` on; with waves, once its wave is gathered."""
+    ev[COMPUTED] += ev[EACH]
+    if ev[OVERLAP] == BY_WAVE:
+        ev[PENDING_PS] += ev[EACH]
+        ev[LANDED] = max(ev[LANDED], ready)
+        return
+    if ev[OVERLAP] == BY_EXPERT:
+        ev[GPU] = max(ev[GPU], ready) + ev[EACH]
+    else:
+        ev[GPU] = max(ev[GPU] + ev[EACH], ready)
+    note(rec, reg, GPU_TRACK, EXPERTS, ev[GPU] - ev[EACH], ev[GPU], ev[E], slot, key, ev[NBYTES])
+
+
+@compiled
+def close_wave(ev, reg, rec):  # type: ignore[no-untyped-def]
+    """The wave gathered so far is computed."""
+    begin = max(ev[GPU], ev[LANDED])
+    ev[GPU] = begin + ev[PENDING_PS]
+    if ev[PENDING_PS]:
+        note(rec, reg, GPU_TRACK, EXPERTS, begin, ev[GPU], ev[E], NONE, NONE, ZERO)
+    ev[PENDING_PS], ev[LANDED] = 0, ev[T]
+    ev[CLOSED] = ev[GPU]
+    ev[WAVE_NOW] += 1
+
+
+@compiled
+def serve_late(ev, q, reg, ring, disk, mach, handler, slot, key, tally, rec):  # type: ignore[no-untyped-def]
+    """A member whose copy was submitted but has not landed: its rest goes first. Where the CPU serves misses and nothing
+    of it has moved, the CPU computes it from host memory as it would a miss, and the copy stays where it is."""
+    tally[LATE_HITS] += 1
+    if q[slot, UNUSED]:
+        tally[LATE] += q[slot, BYTES]
+        q[slot, UNUSED] = 0
+    if handler == CPU and not begun(q, reg, ring, slot, ev[LATENCY_PS]):
+        ready = ev[T]
+        if q[slot, READY] == NEVER:
+            ready = read_now(reg, disk, q, ev[T], ev[ONE_READ], rec, ev[E], slot, key, ev[NBYTES])
+            q[slot, READY] = ready
+        on_cpu(ev, reg, mach, ready, key, tally, rec)
+        return
+    at = promote(q, reg, ring, disk, ev[T], ev[CHUNK_PS], ev[ONE_READ], slot, rec, ev[E])
+    compute(ev, reg, at, slot, key, rec)
+
+
+@compiled
+def on_cpu(ev, reg, mach, ready, key, tally, rec):  # type: ignore[no-untyped-def]
+    """The CPU computes one expert where it lies, more slowly while copies share host memory."""
+    begin = max(ev[CPU_AT], ready)
+    nbytes = np.float64(ev[NBYTES])
+    spent = nbytes * mach[CPU_BYTE]
+    if begin < ev[BUSY_UNTIL] and mach[CPU_SLOW_BYTE] > mach[CPU_BYTE]:
+        shared = np.float64(ev[BUSY_UNTIL] - begin)
+        slow = nbytes * mach[CPU_SLOW_BYTE]
+        spent = slow if slow <= shared else shared + (nbytes - shared / mach[CPU_SLOW_BYTE]) * mach[CPU_BYTE]
+    ev[CPU_AT] = begin + ps(max(spent, ev[FLOPS] * mach[CPU_FLOP])) + np.int64(mach[CPU_CALL])
+    note(rec, reg, CPU_TRACK, CPU_EXPERT, begin, ev[CPU_AT], ev[E], NONE, key, ev[NBYTES])
+    tally[CPU_BYTES] += ev[NBYTES]
+    tally[CPU_EXPERTS] += 1
+
+
+@compiled
+def fetch(ev, q, reg, ring, disk, where, keys, codes, a0, a1, kept, misses, staging, from_disk, tracked, tally, rec):  # type: ignore[no-untyped-def]
+    """Misses are copied in rank order: kept ones wave by wave into their slots, then the others through staging slots.
+
+    A copy into a slot that this event uses waits until the slot's wave is computed.
+    """
+    interrupt(q, reg, ring, ev[T], ev[CHUNK_PS], rec)
+    disks = from_disk.shape[0] > 0
+    if kept:
+        for a in range(a0, a1):
+            if codes[a] < 0:
+                continue
+            slot, key = ev[BASE] + np.int64(codes[a]), np.int64(keys[a])
+            if q[slot, WAVE] == ev[WAVE_NOW]:
+                close_wave(ev, reg, rec)
+            earliest = ev[CLOSED] if q[slot, WAVE] >= ev[WAVE_FIRST] else ev[T]
+            if tracked:
+                vacate(q, reg, ring, slot, ev[T], ev[CHUNK_PS], tally, rec)
+            if disks and from_disk[a]:
+                earliest = max(earliest, read_now(reg, disk, q, ev[T], ev[ONE_READ], rec, ev[E], slot, key, ev[NBYTES]))
+            at = demand(q, reg, ring, ev[T], earliest, ev[ONE_COPY], rec, ev[E], slot, key, ev[NBYTES])
+            q[slot, WAVE] = ev[WAVE_NOW]
+            q[slot, KEY] = key
+            where[ev[POOL], key] = slot
+            compute(ev, reg, at, slot, key, rec)
+    if kept == misses:
+        return
+    n = 0
+    for a in range(a0, a1):
+        if codes[a] != BYPASS:
+            continue
+        if n == 0:
+            close_wave(ev, reg, rec)
+            for i in range(staging.shape[0]):
+                staging[i] = ev[T]
+        turn = n % staging.shape[0]
+        if ev[OVERLAP] == BY_WAVE and turn == 0 and n:
+            close_wave(ev, reg, rec)
+            for i in range(staging.shape[0]):
+                staging[i] = ev[GPU]
+        earliest = staging[turn]
+        if disks and from_disk[a]:
+            earliest = max(
+                earliest, read_now(reg, disk, q, ev[T], ev[ONE_READ], rec, ev[E], NONE, np.int64(keys[a]), ev[NBYTES])
+            )
+        at = demand(q, reg, ring, ev[T], earliest, ev[ONE_COPY], rec, ev[E], NONE, np.int64(keys[a]), ev[NBYTES])
+        compute(ev, reg, at, NONE, np.int64(keys[a]), rec)
+        if ev[OVERLAP] != BY_WAVE:
+            staging[turn] = ev[GPU]
+        n += 1
+
+
+@compiled
+def last_read(ev, q, reg, disk, keys, codes, a0, a1, from_disk, rec):  # type: ignore[no-untyped-def]
+    """Read every miss that is not in host memory; -> when the last one is there."""
+    at = ev[T]
+    for a in range(a0, a1):
+        if (codes[a] >= 0 or codes[a] == BYPASS) and from_disk.shape[0] and from_disk[a]:
+            at = read_now(reg, disk, q, ev[T], ev[ONE_READ], rec, ev[E], NONE, np.int64(keys[a]), ev[NBYTES])
+    return at
+
+
+@compiled
+def zero_copy(ev, q, reg, ring, disk, keys, codes, a0, a1, misses, from_disk, mach, tally, rec):  # type: ignore[no-untyped-def]
+    """The kernel reads misses over the link while it computes; kept ones land in their slots on the way."""
+    read = last_read(ev, q, reg, disk, keys, codes, a0, a1, from_disk, rec)
+    interrupt(q, reg, ring, ev[T], ev[CHUNK_PS], rec)
+    close_wave(ev, reg, rec)
+    one = np.float64(ev[NBYTES]) * mach[READ_BYTE]
+    at = demand(
+        q, reg, ring, ev[T], ev[T], ev[LATENCY_PS] + ps(misses * one), rec, ev[E], NONE, NONE, ev[NBYTES] * misses
+    )
+    if read > ev[T]:
+        at = max(at, read + ev[LATENCY_PS] + ps(one))
+    spent = misses * ev[EACH]
+    ev[COMPUTED] += spent
+    ev[GPU] = max(ev[GPU] + spent, at)
+    note(rec, reg, GPU_TRACK, EXPERTS, ev[GPU] - spent, ev[GPU], ev[E], NONE, NONE, ev[NBYTES] * misses)
+    tally[DEMAND_BYTES] += ev[NBYTES] * misses
+    tally[LINK_COPIES] += misses
+
+
+@compiled
+def split(ev, q, reg, ring, disk, keys, codes, a0, a1, misses, from_disk, mach, tally, rec):  # type: ignore[no-untyped-def]
+    """Misses are divided so that the link and the CPU end together; -> bytes that went over the link.
+
+    Experts can be divided (by rows of their width). What arrives is computed as it arrives.
+    """
+    read = last_read(ev, q, reg, disk, keys, codes, a0, a1, from_disk, rec)
+    interrupt(q, reg, ring, ev[T], ev[CHUNK_PS], rec)
+    close_wave(ev, reg, rec)
+    total = np.float64(ev[NBYTES]) * misses
+    link = mach[LINK_BYTE]
+    cpu = max(mach[CPU_SLOW_BYTE], ev[FLOPS] * mach[CPU_FLOP] / max(1.0, np.float64(ev[NBYTES])))
+    share = cpu / (link + cpu) if cpu < np.inf and link + cpu > 0 else 1.0
+    wait = np.float64(max(reg[FREE], ev[T]) - ev[T]) + ev[LATENCY_PS] * max(1.0, np.round(misses * share))
+    call = mach[CPU_CALL] * max(1.0, np.round(misses * (1 - share)))
+    moved = total
+    if cpu < np.inf and link + cpu > 0:
+        moved = min(total, max(0.0, (total * cpu + call - wait) / (link + cpu)))
+    at, done = ev[T], ev[T]
+    if moved > 0:
+        spent = ps(moved * link + wait - np.float64(max(reg[FREE], ev[T]) - ev[T]))
+        at = demand(q, reg, ring, ev[T], ev[T], spent, rec, ev[E], NONE, NONE, np.int64(moved))
+    if moved < total:
+        done = ev[T] + ps((total - moved) * cpu + call)
+    if read > ev[T]:  # the last expert from the disk is divided like the others
+        tail = ps(np.float64(ev[NBYTES]) * share * link)
+        at, done = (max(at, read + tail) if moved > 0 else at), (max(done, read + tail) if moved < total else done)
+        reg[FREE] = max(reg[FREE], at)
+    note(rec, reg, CPU_TRACK, CPU_EXPERT, ev[CPU_AT], done, ev[E], NONE, NONE, np.int64(total - moved))
+    ev[CPU_AT] = max(ev[CPU_AT], done)
+    spent = ps(misses * ev[EACH] * (moved / max(1.0, total)))
+    ev[COMPUTED] += spent
+    ev[GPU] = max(ev[GPU] + spent, at)
+    note(rec, reg, GPU_TRACK, EXPERTS, ev[GPU] - spent, ev[GPU], ev[E], NONE, NONE, np.int64(moved))
+    tally[DEMAND_BYTES] += np.int64(moved)
+    tally[CPU_BYTES] += np.int64(total - moved)
+    tally[CPU_EXPERTS] += moved < total
+    tally[LINK_COPIES] += moved > 0
+    return moved
+
+
+@compiled
+def keep(ev, q, reg, ring, disk, where, keys, codes, a0, a1, moved, mach, now, tally, rec):  # type: ignore[no-untyped-def]
+    """Slots of kept misses after an event that did not fetch them: the first `moved` bytes are there, the rest of them is
+    uploaded in the background."""
+    left = moved
+    for a in range(a0, a1):
+        if codes[a] < 0:
+            continue
+        slot, key = ev[BASE] + np.int64(codes[a]), np.int64(keys[a])
+        vacate(q, reg, ring, slot, now, ev[CHUNK_PS], tally, rec)
+        q[slot, KEY], where[ev[POOL], key] = key, slot
+        rest = np.float64(ev[NBYTES]) - min(left, np.float64(ev[NBYTES]))
+        left = max(0.0, left - np.float64(ev[NBYTES]))
+        if rest >= 1:
+            enqueue(q, reg, ring, disk, slot, key, UPLOAD, np.int64(rest), ev[LATENCY_PS], ps(rest * mach[LINK_BYTE]), now,
+                    ZERO, tally)  # fmt: skip

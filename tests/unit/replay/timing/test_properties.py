@@ -1,0 +1,136 @@
+"""What holds for every policy, machine, handler and overlap: parts sum to the whole, no schedule beats the bound."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rgpu.policies.belady_bypass import BeladyBypass
+from rgpu.policies.lru import Lru
+from rgpu.replay.engine import replay
+from rgpu.replay.log import DecisionLog
+from rgpu.replay.pool import PoolConfig
+from rgpu.replay.timing.bound import time_bound
+from rgpu.replay.timing.cost import ModelCost
+from rgpu.replay.timing.facts import PassFacts, pass_facts
+from rgpu.replay.timing.machine import Machine
+from rgpu.replay.timing.memory_tier import disk_loads
+from rgpu.replay.timing.simulate import MISSES, OVERLAPS, DiskLoads, simulate
+from rgpu.traces.trace import Trace
+from tests.clocks import cost_of_layers
+from tests.support import ALL, routed_trace
+
+SIZE = 1000
+POLICIES = [p for p in ALL if p.name != "belady_bypass"]
+RATES = st.sampled_from([1e5, 3e5, 1e6, 4e6, math.inf])
+TIMES = st.sampled_from([0.0, 1e-5, 1e-3])
+
+
+@st.composite
+def machines(draw: Any) -> Machine:
+    return Machine(
+        name="drawn", bytes_per_s=draw(RATES), flop_per_s=draw(st.sampled_from([1e5, math.inf])),
+        launch_s=draw(TIMES), link_bytes_per_s=draw(RATES), link_latency_s=draw(TIMES),
+        link_chunk_bytes=draw(st.sampled_from([0.0, 100.0, 333.0])), zero_copy_bytes_per_s=draw(RATES), sync_s=draw(TIMES),
+        cpu_bytes_per_s=draw(RATES), cpu_flop_per_s=draw(st.sampled_from([1e5, math.inf])), cpu_call_s=draw(TIMES),
+        host_bytes_per_s=draw(RATES), disk_bytes_per_s=draw(RATES), disk_latency_s=draw(TIMES),
+    )  # fmt: skip
+
+
+Spec = tuple[int, int, int, str, int, int, str, int, int]
+SPECS = st.tuples(
+    st.integers(0, 10**6), st.sampled_from([1, 1, 3]), st.integers(0, len(POLICIES) - 1), st.sampled_from(["layer", "global"]),
+    st.integers(3, 9), st.integers(1, 2), st.sampled_from(["none", "sequence"]), st.sampled_from([0, 4]), st.integers(0, 99),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a drawn specification stands for: small numbers, so that a failing one can be read."""
+
+    trace: Trace
+    log: DecisionLog
+    facts: PassFacts
+    cost: ModelCost
+    pool: PoolConfig
+    reset: str
+
+
+def made(spec: Spec) -> Run:
+    seed, group, number, scope, slots, staging, reset, window, draw = spec
+    trace = routed_trace(seed, tokens=24, group=group, sizes=(SIZE, SIZE))
+    policy = POLICIES[number]
+    pool = PoolConfig("layer" if policy.traits.feature else scope, slots=slots, staging=staging)
+    log = replay(trace, policy, pool, calibration=trace, reset=reset, decisions=True).decisions
+    assert log is not None
+    rng = np.random.default_rng(draw)
+    dense, flop, kv, attention, expert = (rng.choice([0.0, 500.0, 3000.0], 2) for _ in range(5))
+    sizes, windowed = np.full(2, float(SIZE)), np.array([True, False])
+    cost = ModelCost("drawn", dense, flop, kv, attention, sizes, expert, windowed, window, "test")
+    return Run(trace, log, pass_facts(trace, window), cost, pool, reset)
+
+
+@settings(max_examples=150, deadline=None)
+@given(SPECS, machines(), st.sampled_from(MISSES), st.sampled_from(OVERLAPS), st.booleans())
+def test_parts_sum_and_nothing_beats_the_bound(spec: Spec, there: Machine, miss: str, overlap: str, tier: bool) -> None:
+    run = made(spec)
+    log, facts, cost = run.log, run.facts, run.cost
+    disk: DiskLoads | None = disk_loads(log, Lru(), 3 * SIZE, cost.expert_bytes) if tier else None
+    found = simulate(log, facts, there, cost, 2, miss=miss, overlap=overlap, disk=disk, quick=False)
+    assert (found.parts[:, 1:].sum(1) == found.parts[:, 0]).all() and (found.parts >= 0).all()
+    assert found.link_busy_ps <= found.parts[:, 0].sum() and found.disk_busy_ps <= found.parts[:, 0].sum() + 1
+    least = replay(run.trace, BeladyBypass(), run.pool, reset=run.reset)
+    handlers = {"fetch": ("fetch",), "zero_copy": ("fetch", "zero_copy")}.get(miss, MISSES)
+    bound = time_bound(log.events, facts, there, cost, 2, least.demand_loads * SIZE, handlers)
+    events = len(log.events.pool)
+    assert found.seconds >= bound.seconds * (1 - 1e-9) - 1e-12 * events
+    submitted = len(log.proactive) * SIZE
+    summary = found.summary()
+    ends = sum(summary[f"bytes_{name}"] for name in ("useful", "late", "wasted", "cancelled", "pending"))
+    assert ends == submitted
+    if miss == "fetch":
+        assert summary["bytes_demand"] == int((log.kept | log.staged).sum()) * SIZE
+    if disk is None:
+        again = simulate(log, facts, there, cost, 2, miss=miss, overlap=overlap)
+        assert np.array_equal(again.parts, found.parts) and np.array_equal(again.tally, found.tally)
+        assert again.link_busy_ps == found.link_busy_ps
+
+
+@settings(max_examples=40, deadline=None)
+@given(SPECS, RATES, RATES, st.sampled_from(OVERLAPS))
+def test_prefetch_alone_gives_at_most_twice(spec: Spec, device: float, link: float, overlap: str) -> None:
+    run = made(spec)
+    log, facts, cost = run.log, run.facts, run.cost
+    there = Machine(name="plain", bytes_per_s=device, link_bytes_per_s=link, link_chunk_bytes=100.0)
+    found = simulate(log, facts, there, cost, 2, overlap=overlap)
+    compute_s, link_s = found.parts[:, 1].sum() / 1e12, found.link_busy_ps / 1e12
+    assert found.seconds >= max(compute_s, link_s) - 1e-9 >= (compute_s + link_s) / 2 - 1e-9
+
+
+@settings(max_examples=30, deadline=None)
+@given(SPECS, st.sampled_from(OVERLAPS))
+def test_a_faster_link_never_slows_a_demand_log(spec: Spec, overlap: str) -> None:
+    run = made(spec)
+    log, facts, cost = run.log, run.facts, run.cost
+    if len(log.proactive) or len(log.fills):
+        return
+    took = [
+        simulate(log, facts, Machine(name="x", bytes_per_s=1e6, link_bytes_per_s=b), cost, 2, overlap=overlap).seconds
+        for b in (1e5, 3e5, 1e6, math.inf)
+    ]
+    assert took == sorted(took, reverse=True)
+
+
+@pytest.mark.parametrize("overlap", OVERLAPS)
+def test_overlap_only_helps_demand_fetches(overlap: str) -> None:
+    trace = routed_trace(5, tokens=60, sizes=(SIZE, SIZE))
+    log = replay(trace, Lru(), PoolConfig(slots=3), decisions=True).decisions
+    assert log is not None
+    there = Machine(name="x", bytes_per_s=1e6, link_bytes_per_s=1e6)
+    cost = cost_of_layers(2, size=SIZE)
+    took = {o: simulate(log, pass_facts(trace), there, cost, 2, overlap=o).seconds for o in OVERLAPS}
+    assert took["stream"] <= took["expert"] <= took["wave"]
