@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -16,9 +17,12 @@ COMMANDS = {
     "generate": "generate text with the experts in a small pool of slots",
     "reproduce": "the whole study on the shipped model and traces, with figures and a report",
     "plot": "draw figures from result rows",
-    "bench": "measure the kernels on this machine: microseconds, GB/s, share of the roofline",
+    "compare": "a policy of your own in one Python file against every other, with verdicts: compare my_policy.py",
+    "audit": "check an engine's decision log: legality, a policy's choices, regret of evictions: audit LOG",
+    "bench": "measure this machine: its expert kernels (bench kernels), or memory, disk and GPU as a profile (bench link)",
 }
-SUBJECTS = {"bench": ("kernels",)}  # commands whose first word says what: `bench kernels` is `bench what=kernels`
+SUBJECTS = {"bench": ("kernels", "link")}  # commands whose first word says what: `bench kernels` is `bench what=kernels`
+FILES = {"compare": ("policy.file", (".py",)), "audit": ("log", (".safetensors", ".jsonl"))}  # first word: a file
 HELP = ("-h", "--help", "help")
 
 
@@ -39,7 +43,11 @@ def usage() -> str:
 
 
 def _with_subject(name: str, rest: list[str]) -> list[str]:
-    """`rest` with a bare first word as `what=word`; exits 2 for a word that the command does not know."""
+    """`rest` with a bare first word as the setting it stands for; exits 2 for a word that the command does not know."""
+    if name in FILES and rest and not rest[0].startswith("-"):
+        key, endings = FILES[name]
+        if rest[0].endswith(endings) and not re.match(r"[+~]?[\w./@]+=", rest[0]):
+            return [f"{key}={rest[0]}", *rest[1:]]
     if name not in SUBJECTS or not rest or "=" in rest[0] or rest[0].startswith("-"):
         return rest
     if rest[0] not in SUBJECTS[name]:

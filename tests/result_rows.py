@@ -44,7 +44,7 @@ def everything() -> list[pa.Table]:
     """Rows for every figure, about three thousand."""
     parts = sweep()
     swept = frame(pa.concat_tables(parts))
-    parts += [pair_rows(swept), gap_rows(swept)]
+    parts += [pair_rows(swept), gap_rows(swept), pair_rows(swept, against="rotary", experiment="comparison")]
     quarter = CONTEXT.at(scope="layer", reset="none", slots=2, capacity_share=0.25)
     for layer in range(LAYERS):
         share = np.arange(1, EXPERTS + 1) ** -0.5

@@ -1,6 +1,7 @@
 """An example policy in plain Python: evict the expert used most recently (MRU), the best one for cyclic access.
 
 rgpu replay policy=plain policy.file=docs/examples/most_recent.py pool.slots=8
+rgpu compare docs/examples/most_recent.py
 """
 
 from rgpu.policies.loop import CAP, CLOCK, KEY_OF, OWN, REG, evictable
@@ -15,5 +16,8 @@ def on_access(m, f, key, hit):
 
 
 def victim(m, f):
-    slots = [c for c in range(m[REG, CAP]) if evictable(m, c)]
-    return max(slots, key=lambda c: m[LAST, m[KEY_OF, c]])
+    newest = -1
+    for slot in range(m[REG, CAP]):
+        if evictable(m, slot) and (newest < 0 or m[LAST, m[KEY_OF, slot]] > m[LAST, m[KEY_OF, newest]]):
+            newest = slot
+    return newest

@@ -47,13 +47,14 @@ def at_point(context: Context, scored: Trace, policy: Policy, point: Point, cfg:
 
 
 def run_point(
-    scored: Trace, calibration: Trace | None, policy: Policy, point: Point, cfg: Any, shared: SharedEvents, apart: bool
-) -> ReplayResult:
+    scored: Trace, calibration: Trace | None, policy: Policy, point: Point, cfg: Any, shared: SharedEvents, apart: bool,
+    decisions: bool = False,
+) -> ReplayResult:  # fmt: skip
     """One replay of a cell, each sequence counted `apart` if they do not mix."""
     pool = PoolConfig(point.scope, slots=point.slots, staging=cfg.staging)
     return replay(
         scored, policy, pool, reset=cfg.reset, touch_order=cfg.touch_order, calibration=calibration, seed=point.seed,
-        by_sequence=apart, shared=shared,
+        by_sequence=apart, shared=shared, decisions=decisions,
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ BETTER, WORSE = "better", "worse"
 HIGHER_IS_BETTER = frozenset({"hit_rate", "prefetch_hit_rate", "tokens_per_s"})
 DEMAND_ONLY = frozenset({"hit_rate"})  # a pool that loads ahead shows hits that cost loads: hits do not rank it
 METRICS = ("hit_rate", "loads_per_token", "bytes_per_token", "tpot")
-POINT = ("model", "trace", "scope", "reset", "slots", "capacity_share", "case")
+POINT = ("model", "trace", "scope", "reset", "slots", "capacity_share", "case", "batch", "machine", "miss")
 KEPT = (
     *("trace_tokens", "source", "synthetic", "simulated", "method"),
     *("seed", "config_hash", "commit", "versions", "hardware", "date"),

@@ -73,6 +73,27 @@ def test_a_bare_first_word_says_what_is_measured(monkeypatch: pytest.MonkeyPatch
         assert seen == ["rgpu bench", "what=kernels", "rows=[1]"]
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["compare", "my_policy.py", "seed=1"], ["policy.file=my_policy.py", "seed=1"]),
+        (["compare", "policy.file=my_policy.py"], ["policy.file=my_policy.py"]),
+        (["audit", "run/log.jsonl"], ["log=run/log.jsonl"]),
+        (["audit", "log=log.safetensors"], ["log=log.safetensors"]),
+        (["audit", "--help"], ["--help"]),
+    ],
+)
+def test_a_bare_first_file_is_the_commands_subject(
+    words: list[str], expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    module = SimpleNamespace(run=SimpleNamespace(main=lambda: seen.extend(sys.argv)))
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: module)
+    monkeypatch.setattr(sys, "argv", ["rgpu", *words])
+    cli.main()
+    assert seen == [f"rgpu {words[0]}", *expected]
+
+
 def test_an_unknown_word_is_one_line() -> None:
     result = cli_with("bench", "kernel")
     assert (result.returncode, result.stdout) == (2, "")

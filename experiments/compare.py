@@ -1,0 +1,146 @@
+"""Your policy in one Python file against every other at equal bytes: verdicts, intervals, simulated time per token."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from rgpu.errors import InputError
+from rgpu.experiments.command import command
+from rgpu.experiments.inputs import make_policy, open_trace, scored_parts
+from rgpu.experiments.mistakes import nearest
+from rgpu.experiments.plot import render
+from rgpu.experiments.study import comparing
+from rgpu.experiments.study.points import Point
+from rgpu.hardware import profile_of
+from rgpu.policies.policy import Policy
+from rgpu.replay.compile_hooks import compiled_or_plain
+from rgpu.replay.placement import place_layers
+from rgpu.replay.pool import PoolConfig
+from rgpu.replay.warm import orders_of
+from rgpu.results.pairs import pair_rows
+from rgpu.results.provenance import manifest, stamp, write_manifest
+from rgpu.results.rows import Context, append, frame
+from rgpu.traces.trace import Trace
+
+FIRST = ("lru", "lfu", "fifo", "belady", "belady_bypass", "random", "static_hot", "on_demand")  # run before any other
+METRICS = ("loads_per_token", "bytes_per_token", "hit_rate", "tpot")
+
+
+def chosen(group: str, name: str) -> DictConfig:
+    """`conf/<group>/<name>.yaml` from the job's search path; forty composed configs would take seconds."""
+    if name not in choices(group):
+        raise InputError(f"no {group}={name}; {nearest(name, choices(group))}")
+    return GlobalHydra.instance().config_loader().repository.load_config(f"{group}/{name}").config  # type: ignore[attr-defined, no-any-return]
+
+
+def choices(group: str) -> list[str]:
+    """Names of a group of configs, a user's own folder included."""
+    return sorted(GlobalHydra.instance().config_loader().get_group_options(group))
+
+
+def baselines_of(cfg: DictConfig, mine: Policy) -> dict[str, Policy]:
+    """Policies to compare with, the best known first."""
+    names = list(cfg.baselines) if cfg.baselines is not None else [n for n in choices("policy") if n != "plain"]
+    names.sort(key=lambda n: (FIRST.index(n) if n in FIRST else len(FIRST), n))
+    return {name: make_policy(chosen("policy", name)) for name in names if name != mine.name}
+
+
+def plain_of(cfg: DictConfig) -> Any:
+    return OmegaConf.to_container(cfg)
+
+
+def slots_of(cfg: DictConfig, trace: Trace) -> list[int]:
+    keys = place_layers(cfg.pool.scope, trace.layers, trace.header.num_experts).keys
+    if bad := [s for s in cfg.shares if isinstance(s, bool) or not isinstance(s, int | float) or not 0 < s <= 1]:
+        raise InputError(f"shares: got {bad[0]!r}; expected shares of the experts such as 0.25")
+    return sorted({max(1, round(s * keys)) for s in cfg.shares})
+
+
+@command("compare")
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """JSON: verdicts by slots, baseline and metric, how they were counted, what was left out and why."""
+    begun = time.monotonic()
+    mine = make_policy(cfg.policy)
+    others = baselines_of(cfg, mine)
+    trace = open_trace(cfg.trace, hidden=mine.traits.feature == "hidden")
+    calibration, whole, digest = scored_parts(trace, cfg.calibration.share, True)
+    slots, settings = slots_of(cfg, trace), OmegaConf.create({**cfg.replay, **cfg.pool})
+    orders = orders_of(whole, cfg.orders, cfg.replay.reset)
+    pool = PoolConfig(cfg.pool.scope, slots=slots[len(slots) // 2], staging=cfg.pool.staging)
+    tried = whole.select(np.arange(min(2, whole.sequences)))
+    mine, how = compiled_or_plain(mine, tried, pool, calibration=calibration, seed=cfg.seed, reset=cfg.replay.reset)
+    point = Point(mine.name, cfg.pool.scope, slots[len(slots) // 2], cfg.seed)
+    speed = comparing.speed_of(mine, whole, calibration, point, settings)
+    scored, slots = comparing.fitting(whole, speed, 0.5 * cfg.budget_s, slots, max(1, orders), cfg.seed)
+    orders_OS = comparing.orders_for(scored, orders)
+    profiles = [profile_of(plain_of(chosen("hardware", name))) for name in cfg.machines or []]
+    costs = [plain_of(chosen("cost", name)) for name in choices("cost")] if profiles else []
+    cost = comparing.cost_for(trace, costs) if profiles else None
+    setup = comparing.Setup(scored, calibration, settings, orders_OS, profiles, cost, cfg.miss)
+    context = Context(
+        experiment="capacity_sweep", trace=Path(cfg.trace.path).stem, model=trace.header.model,
+        source=f"{trace.header.model}, {Path(cfg.trace.path).name}", trace_tokens=scored.tokens,
+        provenance=stamp(OmegaConf.to_container(cfg, resolve=True), seed=cfg.seed),
+    )  # fmt: skip
+    tables, left = comparing.all_rows(context, mine, others, slots, setup, cfg.seed, cfg.workers, begun + cfg.budget_s)
+    compared = pair_rows(frame(pa.concat_tables(tables)), metrics=METRICS, against=mine.name, experiment="comparison")
+    out = Path(cfg.out)
+    rows = out / f"{mine.name}.parquet"
+    rows.unlink(missing_ok=True)
+    append(rows, [*tables, compared])
+    write_manifest(rows.with_suffix(".manifest.json"), manifest(OmegaConf.to_container(cfg, resolve=True)))
+    index = render(frame(pa.concat_tables([*tables, compared])), out, ["comparison"])
+    verdicts = compared.to_pandas()
+    sys.stderr.write(printed(verdicts, mine.name))
+    return {
+        "policy": mine.name, "how": how, "accesses_per_s": speed, "tokens": scored.tokens,
+        "sequences": scored.sequences, "of_sequences": whole.sequences, "slots": slots, "orders": orders, "split": digest,
+        "cost": cost.name if cost else None, "verdicts": nested(verdicts),
+        "summary": {m: part["verdict"].value_counts().to_dict() for m, part in verdicts.groupby("metric")},
+        "left_out": left, "rows": str(rows), "figures": [str(out / f) for g in index["figures"] for f in g["files"]],
+        "seconds": time.monotonic() - begun,
+    }  # fmt: skip
+
+
+def records(verdicts: pd.DataFrame) -> list[dict[Any, Any]]:
+    return verdicts.to_dict("records")
+
+
+def nested(verdicts: pd.DataFrame) -> dict[str, Any]:
+    """{slots: {baseline: {metric: verdict}}}, a simulated time named `tpot on <machine>`."""
+    out: dict[str, Any] = {}
+    for row in records(verdicts):
+        metric = row["metric"] if pd.isna(row["machine"]) else f"tpot on {row['machine']}"
+        out.setdefault(str(int(row["slots"])), {}).setdefault(row["baseline"], {})[metric] = row["verdict"]
+    return out
+
+
+def printed(verdicts: pd.DataFrame, name: str) -> str:
+    """A table a capacity for people: difference, interval and verdict against each baseline."""
+    lines, places = [], sorted({(int(r["slots"]), float(r["capacity_share"])) for r in records(verdicts)})
+    for slots, share in places:
+        lines.append(f"\n{name} with {slots} slots ({100 * share:.0f} % of the experts); less is better:")
+        at: dict[tuple[str, str], list[dict[Any, Any]]] = {}
+        for row in records(verdicts[verdicts["slots"] == slots]):
+            at.setdefault((row["metric"], "" if pd.isna(row["machine"]) else row["machine"]), []).append(row)
+        for (metric, machine), own in at.items():
+            scale, unit = {"tpot": (1e3, "ms/token"), "hit_rate": (100.0, "points")}.get(metric, (1.0, own[0]["unit"]))
+            more = " (more is better)" if metric == "hit_rate" else ""
+            lines.append(f"  {metric}{f' on {machine} (simulated)' if machine else ''}, {unit}{more}")
+            for row in sorted(own, key=lambda r: float(r["value"])):
+                interval = f"[{scale * row['lo']:+.3f}, {scale * row['hi']:+.3f}]"
+                lines.append(
+                    f"    {row['verdict']:<11} than {row['baseline']:<20} {scale * row['value']:+9.3f} {interval}"
+                )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    run.main()
