@@ -1,4 +1,4 @@
-"""Measure what computes experts on this machine: microseconds, GB/s, and the share of what the machine can do at best."""
+"""Measure this machine: the kernels that compute experts (kernels), or memory, disk, CPU and GPU as a profile (link)."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rgpu.errors import InputError
 from rgpu.experiments.benching.figure import draw
+from rgpu.experiments.benching.link import Settings, measure_profile, write_profile
 from rgpu.experiments.benching.measuring import COLUMNS
 from rgpu.experiments.benching.providers import families
 from rgpu.experiments.benching.running import check, device_of, setting_of
@@ -14,14 +15,16 @@ from rgpu.experiments.benching.running import run as measure
 from rgpu.experiments.benching.table import write_rows
 from rgpu.experiments.command import command
 
-WHAT = ("kernels",)
+WHAT = ("kernels", "link")
 
 
 @command("bench")
 def run(cfg: DictConfig) -> dict[str, Any]:
-    """Writes `<what>.csv`, `<what>.svg` and `<what>.png` into `out`."""
+    """kernels: writes `kernels.csv`, `.svg` and `.png` into `out`; link: `hardware/<name>.yaml`."""
     if cfg.what not in WHAT:
         raise InputError(f"what: got {cfg.what!r}; expected {' or '.join(WHAT)}")
+    if cfg.what == "link":
+        return link(cfg)
     models, formats, rows = (list(cfg[key]) for key in ("models", "formats", "rows"))
     providers = None if cfg.providers is None else list(cfg.providers)
     device = device_of(cfg.device)
@@ -40,6 +43,16 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     table = out / f"{cfg.what}.csv"
     write_rows(table, found.rows, COLUMNS)
     return {"csv": table, "figures": draw(table, out, cfg.what), **result}
+
+
+def link(cfg: DictConfig) -> dict[str, Any]:
+    """The profile of this machine, usable with `--config-dir` or `hardware_file`."""
+    out, asked = Path(cfg.out), cfg.link
+    settings = Settings(asked.model, asked.format, cfg.threads, cfg.repeats, out, int(asked.disk_mib) * 2**20, cfg.seed)
+    profile, beside = measure_profile(str(asked.name), settings)
+    path = write_profile(profile, out)
+    numbers = {name: getattr(profile, name) for name in profile.sources}
+    return {"profile": path, **numbers, **beside, "sources": dict(profile.sources)}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import itertools
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from rgpu.errors import InputError
 from rgpu.experiments.command import command
 from rgpu.experiments.inputs import open_trace, policy_named, scored_parts
 from rgpu.experiments.study.points import Point, point_rows, warm_rows
+from rgpu.experiments.study.time_points import Clocks, check_clocks, time_sweep
+from rgpu.experiments.study.timing import cost_for, profile_named
 from rgpu.policies.policy import Policy
 from rgpu.replay.engine import SharedEvents
+from rgpu.replay.timing.facts import pass_facts
 from rgpu.replay.warm import orders_of
 from rgpu.results.derive import derive
 from rgpu.results.gap_rows import gap_rows
@@ -82,6 +86,19 @@ def points_of(grid: Any) -> list[Point]:
     return list(dict.fromkeys(Point(*cell) for cell in cells))
 
 
+def clocks_of(cfg: DictConfig, scored: Trace) -> Clocks | None:
+    """What to time the grid on; None for a grid without hardware."""
+    for name in ("hardware", "miss"):
+        if not OmegaConf.is_list(cfg.grid[name]):
+            raise InputError(f"grid.{name}: got {cfg.grid[name]!r}; expected a list such as 'grid.{name}=[a,b]'")
+    if not cfg.grid.hardware:
+        return None
+    profiles = tuple(profile_named(str(name)) for name in cfg.grid.hardware)
+    cost = cost_for(scored, None)
+    facts = pass_facts(scored, cost.window)
+    return check_clocks(Clocks(profiles, tuple(map(str, cfg.grid.miss)), cfg.overlap, cost, facts))
+
+
 @command("sweep")
 def run(cfg: DictConfig) -> dict[str, Any]:
     points = points_of(OmegaConf.to_container(cfg.grid))
@@ -90,6 +107,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     needed = any(p.traits.calibration for p in policies.values())
     calibration, scored, digest = scored_parts(trace, cfg.calibration.share, needed)
     out = Path(cfg.out)
+    clocks = clocks_of(cfg, scored)
     settings = OmegaConf.create({**cfg.replay, **cfg.pool})
     identity = {
         "policies": {name: repr(policy) for name, policy in policies.items()},
@@ -100,14 +118,25 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "split": digest,
         "version": 1,
     }
+    if clocks is not None:
+        identity["clocks"] = [
+            repr(clocks.profiles),
+            clocks.misses,
+            clocks.overlap,
+            clocks.cost.name,
+            clocks.cost.source,
+        ]
     parts = out.parent / f".{out.stem}-parts-{config_hash(identity)}"
     context = Context(
         experiment="capacity_sweep", trace=Path(cfg.trace.path).stem, model=trace.header.model,
         source=f"{trace.header.model}, {Path(cfg.trace.path).name}", trace_tokens=scored.tokens, provenance=stamp(identity),
     )  # fmt: skip
-    orders = orders_of(scored, cfg.orders, cfg.replay.reset)
     common = (context, scored, calibration, policies, points, settings, parts, cfg.workers)
-    tables = with_derived(warm_rows(*common, orders) if orders else sweep(*common), points)
+    orders = 0 if clocks is not None else orders_of(scored, cfg.orders, cfg.replay.reset)
+    if clocks is not None:
+        tables = time_sweep(replace(context, experiment="time_sweep"), *common[1:], clocks)
+    else:
+        tables = with_derived(warm_rows(*common, orders) if orders else sweep(*common), points)
     out.unlink(missing_ok=True)
     rows = append(out, tables)
     write_manifest(out.with_suffix(".manifest.json"), manifest(OmegaConf.to_container(cfg, resolve=True)))
@@ -117,6 +146,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "row_count": rows,
         "replays": len(points),
         "orders": orders,
+        "timings": 0 if clocks is None else len(points) * len(clocks.pairs()),
         "tokens": scored.tokens,
         "split": digest,
     }

@@ -45,15 +45,15 @@ class Bound:
 
 def time_bound(
     events: Events, facts: PassFacts, machine: Machine, cost: ModelCost, top_k: int, miss_bytes: float,
-    handlers: Sequence[str] = HANDLERS,
+    handlers: Sequence[str] = HANDLERS, device: tuple[float, float, float, float] | None = None,
 ) -> Bound:  # fmt: skip
     """The bound over schedules that may use `handlers` (fetch is always possible). `miss_bytes`: bytes that bypass-Belady
-    loads on these events at the same capacity; 0 gives the time of the device alone."""
+    loads on these events at the same capacity; 0 gives the time of the device alone. `device`: what `device_seconds` gave."""
     if unknown := sorted(set(handlers) - set(HANDLERS)):
         raise InputError(f"handlers: got {unknown[0]!r}; expected some of {', '.join(HANDLERS)}")
     if miss_bytes < 0:
         raise InputError(f"miss_bytes: got {miss_bytes}; expected bytes from 0")
-    fixed, experts, per_byte, total = device_seconds(events, facts, machine, cost, top_k)
+    fixed, experts, per_byte, total = device or device_seconds(events, facts, machine, cost, top_k)
     link = machine.link_rate
     if "zero_copy" in handlers:
         link = max(link, machine.zero_copy_rate)

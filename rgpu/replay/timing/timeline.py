@@ -3,6 +3,7 @@
 Open the file at https://ui.perfetto.dev. Written piece by piece beside its place and renamed when whole.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -71,5 +72,6 @@ def write_timeline(path: str | Path, result: TimingResult, log: DecisionLog) -> 
         reason = f"cannot write {path.name}: got '{error.strerror}', expected a writable folder with space"
         raise InputError(f"{reason}; free some or choose another") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return count

@@ -1,0 +1,159 @@
+"""A grid of policies, capacities, machines and miss handlers: each policy and capacity is decided once, and every machine
+is timed from its log. All rows are simulated.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from tqdm import tqdm
+
+from rgpu.errors import InputError
+from rgpu.experiments.study.points import Point, at_point, run_point
+from rgpu.experiments.study.timing import usable_handlers
+from rgpu.hardware import HardwareProfile
+from rgpu.policies.belady_bypass import BeladyBypass
+from rgpu.policies.policy import Policy
+from rgpu.replay.engine import ReplayResult, SharedEvents
+from rgpu.replay.timing.bound import device_seconds, time_bound
+from rgpu.replay.timing.classes import classify
+from rgpu.replay.timing.cost import ModelCost
+from rgpu.replay.timing.facts import PassFacts
+from rgpu.replay.timing.result import TimingResult
+from rgpu.replay.timing.simulate import MISSES, simulate
+from rgpu.results.rows import Context, append, read_arrow
+from rgpu.traces.trace import Trace
+
+UNITS = {"tpot": "s/token", "ttft": "s", "tokens": "tokens/s", "link": "share", "disk": "share", "bytes": "bytes"}
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """What every point of the grid is timed on."""
+
+    profiles: tuple[HardwareProfile, ...]
+    misses: tuple[str, ...]
+    overlap: str
+    cost: ModelCost
+    facts: PassFacts
+
+    def pairs(self) -> list[tuple[HardwareProfile, str]]:
+        """Machine and miss handler of each timing, those left out that a machine cannot do."""
+        return [(p, m) for p in self.profiles for m in self.misses if m in usable_handlers(p.machine())]
+
+
+def check_clocks(clocks: Clocks) -> Clocks:
+    """The same, or an InputError for unknown handlers and a grid without anything to time."""
+    if bad := [m for m in clocks.misses if m not in MISSES]:
+        raise InputError(f"grid.miss: got {bad[0]!r}; expected some of {', '.join(MISSES)}")
+    if not clocks.pairs():
+        raise InputError(
+            f"grid.miss: got {', '.join(clocks.misses)} for machines that can do none of them; expected fetch among them"
+        )
+    names = [p.name for p in clocks.profiles]
+    if len(set(names)) != len(names):
+        raise InputError(f"grid.hardware: got profiles of one name in {', '.join(names)}; expected different names")
+    return clocks
+
+
+def time_sweep(
+    context: Context, scored: Trace, calibration: Trace | None, policies: dict[str, Policy], points: list[Point],
+    settings: Any, parts: Path, workers: int, clocks: Clocks,
+) -> list[pa.Table]:  # fmt: skip
+    """Rows of every point on every machine; a point's rows are kept under `parts` once all its machines are timed."""
+    shared = SharedEvents(scored)
+    pairs = clocks.pairs()
+    bar = tqdm(total=len(points) * len(pairs), desc="time sweep", unit="point", disable=None)
+    capacities = list(dict.fromkeys((p.scope, p.slots) for p in points))
+
+    def fewest(at: tuple[str, int]) -> int:
+        point = Point("belady_bypass", *at, 0)
+        return run_point(scored, None, BeladyBypass(), point, settings, shared, False).demand_loads
+
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        try:
+            pending = [p for p in points if not _kept(parts, p).exists()]
+            needed = [c for c in capacities if c in {(p.scope, p.slots) for p in pending}]
+            same_size = len(set(clocks.cost.expert_bytes.tolist())) == 1
+            least = dict(zip(needed, pool.map(fewest, needed), strict=True)) if same_size else {}
+            events = {s: shared.get(s, settings.touch_order, False) for s in {p.scope for p in pending}}
+            device = {
+                (s, p.name): device_seconds(e, clocks.facts, p.machine(), clocks.cost, scored.header.top_k)
+                for s, e in events.items()
+                for p in clocks.profiles
+            }
+
+            def one(point: Point) -> pa.Table:
+                kept = _kept(parts, point)
+                if kept.exists():
+                    bar.update(len(pairs))
+                    return read_arrow(kept)
+                policy = policies[point.policy]
+                decided = run_point(scored, calibration, policy, point, settings, shared, False, decisions=True)
+                at = at_point(context, scored, policy, point, settings)
+                bytes_least = least.get((point.scope, point.slots), -1) * float(clocks.cost.expert_bytes[0])
+                rows = timed_rows(at, decided, scored, clocks, bytes_least, device, bar)
+                append(kept, rows)
+                return rows
+
+            futures = [pool.submit(one, point) for point in points]
+            for done in as_completed(futures):
+                done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        finally:
+            bar.close()
+    return [future.result() for future in futures]
+
+
+def timed_rows(
+    at: Context,
+    decided: ReplayResult,
+    trace: Trace,
+    clocks: Clocks,
+    least_bytes: float,
+    device: dict[Any, Any],
+    bar: Any,
+) -> pa.Table:
+    """Rows of one log on every machine. `least_bytes` below 0: no bound."""
+    log, facts, cost, top_k = decided.decisions, clocks.facts, clocks.cost, trace.header.top_k
+    assert log is not None
+    classes = classify(log, facts)
+    counted = at.at(case="replay")
+    hits, accesses = decided.hits, decided.accesses
+    tables = [
+        counted.rows("hit_rate", "share", hits / accesses, numerator=hits, denominator=accesses),
+        counted.rows("loads_per_token", "loads/token", decided.loads / trace.tokens, numerator=decided.loads,
+                     denominator=trace.tokens),
+    ]  # fmt: skip
+    for profile, miss in clocks.pairs():
+        machine = profile.machine()
+        found = simulate(log, facts, machine, cost, top_k, miss=miss, overlap=clocks.overlap, classes=classes)
+        here = at.at(machine=profile.name, miss=miss, case=clocks.overlap, simulated=True)
+        tables += summary_rows(here, found)
+        if least_bytes >= 0:
+            bound = time_bound(
+                log.events, facts, machine, cost, top_k, least_bytes, usable_handlers(machine),
+                device=device[decided.scope, profile.name],
+            )  # fmt: skip
+            share = bound.seconds / found.seconds if found.seconds else None
+            tables.append(here.rows("bound_share", "share", share, numerator=bound.seconds, denominator=found.seconds))
+        bar.update()
+    return pa.concat_tables(tables)
+
+
+def summary_rows(here: Context, found: TimingResult) -> list[pa.Table]:
+    """One row a figure of the summary."""
+    figures = {k: v for k, v in found.summary().items() if k.partition("_")[0] in UNITS and v is not None}
+    figures["seconds"] = found.seconds
+    names = list(figures)
+    units = [UNITS.get(name.partition("_")[0], "s") for name in names]
+    return [here.rows(name, unit, float(figures[name])) for name, unit in zip(names, units, strict=True)]
+
+
+def _kept(parts: Path, point: Point) -> Path:
+    return parts / f"{point.policy}-{point.scope}-{point.slots}-{point.seed}.parquet"
