@@ -118,8 +118,10 @@ def run_clock(  # type: ignore[no-untyped-def]
     where = np.zeros((pools, width), np.int64)
     reg = np.zeros(REGISTERS, np.int64)
     reg[BEGUN], reg[DISK_BEGUN] = -1, -1
-    ring = np.zeros((2 * pools * slots + 16, 2), np.int64)
-    disk = np.zeros((2 * pools * slots + 16, 6), np.int64)
+    places = 16
+    while places < 2 * pools * slots + 16:
+        places *= 2
+    ring, disk = np.zeros((places, 2), np.int64), np.zeros((places, 6), np.int64)
     spare = np.zeros(max(1, staging), np.int64)
     ev = np.zeros(FIELDS_EV, np.int64)
     ev[CHUNK_PS], ev[LATENCY_PS], ev[OVERLAP] = np.int64(mach[CHUNK]), np.int64(mach[COPY_PS]), overlap

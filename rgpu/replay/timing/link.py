@@ -1,7 +1,7 @@
 """The link and the disk as queues: background copies wait in order, demand copies go first and interrupt at chunk borders.
 
 State is lazy: `settle` runs background work up to a moment. A slot has at most one copy that has not landed. All times are
-int64 picoseconds. Legend: q the slots' table [slots, FIELDS], reg registers, ring the order of background copies.
+int64 picoseconds. Legend: q the slots' table [slots, FIELDS], reg registers, ring the order of background copies (a power of two of places).
 """
 
 import numpy as np
@@ -43,7 +43,7 @@ def note(rec, reg, track, what, begin, end, event, slot, key, nbytes):  # type: 
 def settle_disk(q, reg, disk, until, rec):  # type: ignore[no-untyped-def]
     """Run queued reads up to `until`; the copies that waited for them may start."""
     while reg[DISK_HEAD] < reg[DISK_TAIL]:
-        at = reg[DISK_HEAD] % disk.shape[0]
+        at = reg[DISK_HEAD] & (disk.shape[0] - 1)
         slot = disk[at, 0]
         live = disk[at, 1] == q[slot, TICKET] and q[slot, READY] == NEVER
         if reg[DISK_BEGUN] < 0:
@@ -71,7 +71,7 @@ def settle(q, reg, ring, disk, until, rec):  # type: ignore[no-untyped-def]
     """Run background copies in order up to `until`. Copies behind one that waits for the disk wait with it."""
     settle_disk(q, reg, disk, until, rec)
     while reg[HEAD] < reg[TAIL]:
-        at = reg[HEAD] % ring.shape[0]
+        at = reg[HEAD] & (ring.shape[0] - 1)
         slot = ring[at, 0]
         if ring[at, 1] != q[slot, TICKET]:  # evicted or wanted before its turn came
             reg[HEAD] += 1
@@ -107,7 +107,7 @@ def interrupt(q, reg, ring, now, chunk, rec):  # type: ignore[no-untyped-def]
     """Stop the background copy under way at its next chunk border; FREE is then when a demand copy may start."""
     if reg[BEGUN] < 0:
         return
-    slot = ring[reg[HEAD] % ring.shape[0], 0]
+    slot = ring[reg[HEAD] & (ring.shape[0] - 1), 0]
     ran, latency = now - reg[BEGUN], q[slot, LATENCY]
     border = q[slot, LEFT]
     if chunk > 0:
@@ -131,7 +131,7 @@ def demand(q, reg, ring, now, earliest, spent, rec, event, slot, key, nbytes):  
 def read_now(reg, disk, q, now, spent, rec, event, slot, key, nbytes):  # type: ignore[no-untyped-def]
     """A disk read that goes first, after the request under way. -> when it is done."""
     if reg[DISK_BEGUN] >= 0:
-        at = reg[DISK_HEAD] % disk.shape[0]
+        at = reg[DISK_HEAD] & (disk.shape[0] - 1)
         settle_disk(q, reg, disk, reg[DISK_BEGUN] + disk[at, 2], rec)
     begin = max(now, reg[DISK_FREE])
     note(rec, reg, DISK_TRACK, READ, begin, begin + spent, event, slot, key, nbytes)
@@ -145,16 +145,16 @@ def read_now(reg, disk, q, now, spent, rec, event, slot, key, nbytes):  # type: 
 def promote(q, reg, ring, disk, now, chunk, read, slot, rec, event):  # type: ignore[no-untyped-def]
     """A background copy becomes a demand copy; `read` is what its disk read takes where it is not done.
     -> when it has landed."""
-    if reg[BEGUN] >= 0 and ring[reg[HEAD] % ring.shape[0], 0] == slot:
+    if reg[BEGUN] >= 0 and ring[reg[HEAD] & (ring.shape[0] - 1), 0] == slot:
         end = reg[BEGUN] + q[slot, LEFT]
         _run(q, reg, slot, q[slot, LEFT], rec)
         reg[HEAD] += 1
         return end
     interrupt(q, reg, ring, now, chunk, rec)
     if q[slot, READY] == NEVER:
-        under_way = reg[DISK_BEGUN] >= 0 and disk[reg[DISK_HEAD] % disk.shape[0], 0] == slot
+        under_way = reg[DISK_BEGUN] >= 0 and disk[reg[DISK_HEAD] & (disk.shape[0] - 1), 0] == slot
         if under_way:
-            settle_disk(q, reg, disk, reg[DISK_BEGUN] + disk[reg[DISK_HEAD] % disk.shape[0], 2], rec)
+            settle_disk(q, reg, disk, reg[DISK_BEGUN] + disk[reg[DISK_HEAD] & (disk.shape[0] - 1), 2], rec)
         if q[slot, READY] == NEVER:
             q[slot, READY] = read_now(reg, disk, q, now, read, rec, event, slot, q[slot, KEY], q[slot, BYTES])
     q[slot, TICKET] += 1
@@ -168,7 +168,7 @@ def promote(q, reg, ring, disk, now, chunk, read, slot, rec, event):  # type: ig
 def vacate(q, reg, ring, slot, now, chunk, tally, rec):  # type: ignore[no-untyped-def]
     """The slot's expert is evicted: a copy that has not landed ends here (at a chunk border), its rest never moves."""
     moved = q[slot, BYTES]
-    if q[slot, STATE] and reg[BEGUN] >= 0 and ring[reg[HEAD] % ring.shape[0], 0] == slot:
+    if q[slot, STATE] and reg[BEGUN] >= 0 and ring[reg[HEAD] & (ring.shape[0] - 1), 0] == slot:
         interrupt(q, reg, ring, now, chunk, rec)
     if q[slot, STATE]:
         data = q[slot, LEFT] - q[slot, LATENCY]
@@ -201,12 +201,12 @@ def enqueue(q, reg, ring, disk, slot, key, origin, nbytes, latency, data, ready,
     tally[FILL_BYTES + origin] += nbytes
     tally[LINK_COPIES] += 1
     _compact(q, reg, ring, HEAD, TAIL, reg[BEGUN] >= 0)
-    at = reg[TAIL] % ring.shape[0]
+    at = reg[TAIL] & (ring.shape[0] - 1)
     ring[at, 0], ring[at, 1] = slot, q[slot, TICKET]
     reg[TAIL] += 1
     if read:
         _compact(q, reg, disk, DISK_HEAD, DISK_TAIL, reg[DISK_BEGUN] >= 0)
-        at = reg[DISK_TAIL] % disk.shape[0]
+        at = reg[DISK_TAIL] & (disk.shape[0] - 1)
         disk[at, 0], disk[at, 1], disk[at, 2], disk[at, 3] = slot, q[slot, TICKET], read, ready
         disk[at, 4], disk[at, 5] = key, nbytes
         reg[DISK_TAIL] += 1
@@ -215,7 +215,7 @@ def enqueue(q, reg, ring, disk, slot, key, origin, nbytes, latency, data, ready,
 @compiled
 def begun(q, reg, ring, slot, latency):  # type: ignore[no-untyped-def]
     """Whether a copy that has not landed has moved anything yet."""
-    running = reg[BEGUN] >= 0 and ring[reg[HEAD] % ring.shape[0], 0] == slot
+    running = reg[BEGUN] >= 0 and ring[reg[HEAD] & (ring.shape[0] - 1), 0] == slot
     return running or q[slot, LEFT] < q[slot, FULL] + latency
 
 
@@ -251,7 +251,7 @@ def _compact(q, reg, ring, head, tail, busy):  # type: ignore[no-untyped-def]
     rows, n = ring.shape[0], 0
     kept = np.empty((rows, ring.shape[1]), np.int64)
     for i in range(reg[head], reg[tail]):
-        at = i % rows
+        at = i & (rows - 1)
         if ring[at, 1] == q[ring[at, 0], TICKET] or (busy and i == reg[head]):
             for c in range(ring.shape[1]):
                 kept[n, c] = ring[at, c]
