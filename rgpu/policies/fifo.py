@@ -1,23 +1,26 @@
-"""FIFO: evict the expert that was loaded first, whatever its use since."""
+"""FIFO: evict the expert that was loaded first, whatever its use since.
+
+One list in order of loading (Belady 1966, "A study of replacement algorithms for a virtual-storage computer", its FIFO).
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rgpu.policies.hooks import oldest
-from rgpu.policies.loop import CLOCK, OWN, REG, always, compiled, hook, loop, no_access, no_event, no_wish, nothing
+from rgpu.policies.lists import LINKED, push_front, take_oldest
+from rgpu.policies.loop import OWN, always, compiled, hook, loop, no_access, no_event, no_wish, nothing
 from rgpu.policies.policy import Traits
 
-BORN = OWN  # m[BORN, key]: clock of the load
+L, QUEUE = OWN, 1
 
 
 @hook
 def arrive(m, f, key):
-    m[BORN, key] = m[REG, CLOCK]
+    push_front(m, L, QUEUE, key)
 
 
 @hook
 def victim(m, f):
-    return oldest(m, BORN)
+    return take_oldest(m, L, QUEUE)
 
 
 @compiled
@@ -31,5 +34,5 @@ class Fifo:
     """First in, first out; no parameters."""
 
     name: ClassVar[str] = "fifo"
-    traits: ClassVar[Traits] = Traits(rows=1)
+    traits: ClassVar[Traits] = Traits(rows=LINKED)
     run: ClassVar = staticmethod(run)

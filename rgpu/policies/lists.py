@@ -6,7 +6,7 @@ none. Lists are numbered 1 to 4; columns below `SPARE` of the ends' row are nobo
 The head is where keys enter, the tail where victims are sought; members of the current wave are never victims.
 """
 
-from rgpu.policies.loop import PIN, REG, WAVE, hook
+from rgpu.policies.loop import PIN, REG, SLOT_OF, WAVE, hook
 
 NEWER, OLDER, WHICH, ENDS, LINKED = range(5)  # rows of a family, counted from L
 SPARE = 3  # list q has its head, tail and length in columns 3q, 3q + 1 and 3q + 2 of row L + ENDS
@@ -83,6 +83,14 @@ def oldest_free(m, L, q):
     while key >= 0 and m[PIN, key] == m[REG, WAVE]:
         key = m[L + NEWER, key] - 1
     return key
+
+
+@hook
+def take_oldest(m, L, q):
+    """Take the key that `oldest_free` finds off a list that has one. -> its slot (what calls `victim` evicts it at once)"""
+    key = oldest_free(m, L, q)
+    remove(m, L, key)
+    return m[SLOT_OF, key]
 
 
 @hook

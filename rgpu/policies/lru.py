@@ -1,28 +1,31 @@
-"""LRU: evict the expert whose last use is oldest (Mattson et al. 1970, "Evaluation techniques for storage hierarchies")."""
+"""LRU: evict the expert whose last use is oldest (Mattson et al. 1970, "Evaluation techniques for storage hierarchies").
+
+One list in order of use; a proactive load enters at its head, as if just used.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rgpu.policies.hooks import oldest
-from rgpu.policies.loop import CLOCK, OWN, REG, always, compiled, hook, loop, no_event, no_wish, nothing
+from rgpu.policies.lists import LINKED, move_front, push_front, take_oldest
+from rgpu.policies.loop import OWN, always, compiled, hook, loop, no_event, no_wish, nothing
 from rgpu.policies.policy import Traits
 
-LAST = OWN  # m[LAST, key]: clock of the last use, or of the proactive load
+L, QUEUE = OWN, 1
 
 
 @hook
 def touch(m, f, key, hit):
-    m[LAST, key] = m[REG, CLOCK]
+    move_front(m, L, QUEUE, key)
 
 
 @hook
 def arrive(m, f, key):
-    m[LAST, key] = m[REG, CLOCK]
+    push_front(m, L, QUEUE, key)
 
 
 @hook
 def victim(m, f):
-    return oldest(m, LAST)
+    return take_oldest(m, L, QUEUE)
 
 
 @compiled
@@ -36,5 +39,5 @@ class Lru:
     """Least recently used; no parameters."""
 
     name: ClassVar[str] = "lru"
-    traits: ClassVar[Traits] = Traits(rows=1)
+    traits: ClassVar[Traits] = Traits(rows=LINKED)
     run: ClassVar = staticmethod(run)
