@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from omegaconf import OmegaConf
 
 from rgpu.errors import InputError
 from rgpu.hardware import GPU, HOST, profile_of
@@ -14,8 +14,13 @@ NAMES = sorted(p.stem for p in CONF.glob("*.yaml"))
 
 
 def entries(name: str) -> dict[str, Any]:
-    data: dict[str, Any] = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    return data
+    return plain((CONF / f"{name}.yaml").read_text())
+
+
+def plain(text: str) -> dict[str, Any]:
+    data = OmegaConf.to_container(OmegaConf.create(text))
+    assert isinstance(data, dict)
+    return {str(key): value for key, value in data.items()}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -25,7 +30,7 @@ def test_shipped_profiles(name: str) -> None:
     assert set(profile.sources) == {*HOST, *(GPU if profile.has_gpu else ())}
     for source in profile.sources.values():
         assert source.startswith(("datasheet", "measured by others: ", "assumption: ")), source
-    again = profile_of(yaml.safe_load(profile.to_yaml()))
+    again = profile_of(plain(profile.to_yaml()))
     assert again == profile and again.sources == profile.sources
     machine = profile.machine()
     assert machine.link_rate <= machine.bytes_per_s

@@ -1,7 +1,8 @@
 """The link and the disk as queues: background copies wait in order, demand copies go first and interrupt at chunk borders.
 
 State is lazy: `settle` runs background work up to a moment. A slot has at most one copy that has not landed. All times are
-int64 picoseconds. Legend: q the slots' table [slots, FIELDS], reg registers, ring the order of background copies (a power of two of places).
+int64 picoseconds. Legend: q the slots' table [slots, FIELDS], reg
+registers, ring the order of background copies (a power of two of places).
 """
 
 import numpy as np

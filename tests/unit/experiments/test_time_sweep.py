@@ -75,7 +75,8 @@ def test_a_grid_gives_what_single_replays_give(trace: Path, tmp_path: Path, call
 
 
 def test_a_killed_grid_continues(trace: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, real, done = tmp_path / "rows.parquet", time_points.timed_rows, []
+    out, real = tmp_path / "rows.parquet", time_points.timed_rows
+    done: list[int] = []
 
     def dies(*args: Any) -> Any:
         if len(done) == 4:
@@ -155,8 +156,8 @@ def test_this_machine_becomes_a_profile(
     assert all(s.startswith("measured 20") for s in made["sources"].values())
     assert [p.name for p in (tmp_path / "hardware").iterdir()] == ["here.yaml"] and not list(tmp_path.glob(".rgpu-*"))
     for given in (f"hardware_file={made['profile']}", f"--config-dir={tmp_path}"):
-        words = (given, *(["hardware=here"] if given.startswith("--") else []), f"trace.path={trace}")
-        code, found, err = call(replay_command, *words)
+        given_words = (given, *(["hardware=here"] if given.startswith("--") else []), f"trace.path={trace}")
+        code, found, err = call(replay_command, *given_words)
         assert code == 0 and found["time"]["hardware_profile"] == "here", err
     code, _, err = call(bench, "what=link", f"out={tmp_path}", "link.disk_mib=0")
     assert code == 2 and err.startswith("rgpu bench: bench link: got no data to read")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
+from omegaconf import OmegaConf
 
 from rgpu.errors import InputError
 from rgpu.replay.timing.cost import cost_of, experts_only
@@ -17,8 +17,9 @@ CONF = Path(__file__).resolve().parents[4] / "conf" / "cost"
 
 
 def entries(name: str) -> dict[str, Any]:
-    data: dict[str, Any] = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    return data
+    data = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    assert isinstance(data, dict)
+    return {str(key): value for key, value in data.items()}
 
 
 def test_gpt_oss_by_hand() -> None:
