@@ -1,17 +1,21 @@
 """Check an engine's decision log for legality, against a policy, and for the regret of its evictions."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
 
 from rgpu.errors import InputError
 from rgpu.experiments.command import command
 from rgpu.experiments.inputs import make_policy
+from rgpu.policies.belady_bypass import BeladyBypass
 from rgpu.replay.audit import audit, decided_by, divergence, totals
 from rgpu.replay.conformance.cases import compare, document
-from rgpu.replay.log_file import load_log
+from rgpu.replay.flow_bound import bound_of
+from rgpu.replay.log_file import LogFile, load_log
 from rgpu.replay.regret import regret
 from rgpu.results.provenance import write_atomic
 
@@ -68,6 +72,7 @@ def check_log(cfg: DictConfig) -> dict[str, Any]:
     }  # fmt: skip
     if found.problem is not None:
         return out
+    out["bounds"] = bounds(file, cfg.flow_bound)
     if cfg.get("policy") is not None:
         policy = make_policy(cfg.policy)
         line = divergence(file, decided_by(file, policy, seed=cfg.seed))
@@ -81,6 +86,22 @@ def check_log(cfg: DictConfig) -> dict[str, Any]:
             "unresolved": cost.unresolved,
             "loads_per_eviction": cost.extra_loads / cost.evictions if cost.evictions else 0.0,
         }  # fmt: skip
+    return out
+
+
+def bounds(file: LogFile, flow: bool) -> dict[str, Any]:
+    """Loads that no schedule of the log's events goes below in the same slots, staging included; and bytes, by the LP."""
+    layout = file.log.layout
+    whole = replace(layout, main=[s + layout.staging for s in layout.main], staging=0)
+    log = replace(file.log, layout=whole)
+    best = decided_by(replace(file, log=log), BeladyBypass())
+    out: dict[str, Any] = {"fewest_loads": int((~best.hit).sum())}
+    if flow:
+        if not layout.size_of.all():
+            raise InputError("flow_bound: got a log without expert sizes; expected expert_bytes in its header")
+        sizes, slots = layout.size_of.astype(float), np.asarray(whole.main, float)
+        found = bound_of(log.events, sizes, np.ones_like(sizes), slots, log.stretches)
+        out |= {"fewest_bytes": found.bytes, "fewest_bytes_windowed": found.windowed}
     return out
 
 

@@ -31,11 +31,13 @@ def test_a_replay_is_written_and_audited(
     trace = save_trace(routed_trace(4, tokens=60, sequences=3, sizes=(10, 10)), tmp_path / "t.safetensors")
     log = tmp_path / "lru.safetensors"
     _, made, _ = ran(replay, monkeypatch, capsys, f"trace.path={trace}", f"log={log}", "pool.slots=4")
-    words = (f"log={log}", "policy=lru", "link.gb_per_s=1", "link.latency_us=10")
+    words = (f"log={log}", "policy=lru", "flow_bound=true", "link.gb_per_s=1", "link.latency_us=10")
     code, found, _ = ran(audit, monkeypatch, capsys, *words)
     assert code == 0 and found["legal"] and found["agrees"] and found["divergence"] is None
     assert (found["hits"], found["demand_loads"], found["bytes_loaded"]) == (
         made["hits"], made["loads"], made["bytes_loaded"])  # fmt: skip
+    assert found["bounds"]["fewest_bytes"] == pytest.approx(10 * found["bounds"]["fewest_loads"])
+    assert found["bounds"]["fewest_loads"] < found["demand_loads"]
     cost = found["regret"]
     assert cost["extra_bytes"] == 10 * cost["extra_loads"] > 0 and cost["stall_s"] == pytest.approx(
         cost["extra_loads"] * (1e-5 + 10 / 1e9)
