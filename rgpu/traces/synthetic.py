@@ -161,7 +161,7 @@ def _fill(edges_SLE, stickiness, warm_up, seed, out_SNLK):  # type: ignore[no-un
                 while n < top_k:
                     tries += 1
                     if tries <= 4 * top_k:
-                        e = np.searchsorted(edges, np.random.random(), side="right")
+                        e = int(np.searchsorted(edges, np.random.random(), side="right"))
                     else:
                         left = 0.0
                         for i in range(experts):
