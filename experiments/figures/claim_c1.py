@@ -1,6 +1,7 @@
 """C1: hit rate over capacity, and hit rate against bytes moved as the step limit grows."""
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rgpu.experiments.figures import style
@@ -16,7 +17,8 @@ GUIDE = (
 
 def draw(table: pd.DataFrame, figure: Figure) -> None:
     rows = style.select(table, NAME, ["hit_rate", "loads_per_token"])
-    left, right = style.panels(figure, 2, height=4.4)
+    time = table[(table["experiment"] == NAME) & (table["metric"] == "tpot") & table["value"].notna()]
+    left, right, *below = style.panels(figure, 2 if time.empty else 3, height=4.4)
     curve = rows[(rows["case"] == "capacity") & (rows["metric"] == "hit_rate")]
     for policy in style.policy_order(curve["policy"].unique()):
         own = curve[curve["policy"] == policy].sort_values("capacity_share")
@@ -24,7 +26,8 @@ def draw(table: pd.DataFrame, figure: Figure) -> None:
     shares = sorted(curve["capacity_share"].unique())
     left.plot(shares, shares, color="#8a8f98", linestyle=":", label="no skill")
     left.set(xlabel="capacity: share of all experts resident", ylabel="hit rate")
-    style.percent(left.xaxis), style.percent(left.yaxis)
+    style.percent(left.xaxis)
+    style.percent(left.yaxis)
     dials = rows[rows["case"].astype(str).str.startswith("dial:")].copy()
     dials["case"] = dials["case"].astype(str)
     wide = dials.pivot_table(index=["policy", "case"], columns="metric", values="value", observed=True).reset_index()
@@ -36,5 +39,28 @@ def draw(table: pd.DataFrame, figure: Figure) -> None:
                            fontsize=7, xytext=(3, 3), textcoords="offset points")  # fmt: skip
     right.set(xlabel="loads per token", ylabel="hit rate", title="one capacity, growing limit")
     style.percent(right.yaxis)
+    for axis in below:
+        _bars(axis, time)
     style.legend_right(figure)
-    style.footer(figure, rows, "Cold per sequence. Bands: 95 % cluster bootstrap over sequences.")
+    said = "" if time.empty else "Seconds per token are simulated. "
+    style.footer(
+        figure, pd.concat([rows, time]), said + "Cold per sequence. Bands: 95 % cluster bootstrap over sequences."
+    )
+
+
+def _bars(axis: Axes, time: pd.DataFrame) -> None:
+    """Simulated seconds per token over LRU's, one group a machine and miss handler."""
+    cases = list(dict.fromkeys(time["case"]))
+    policies = style.policy_order(time["policy"].unique())
+    for i, policy in enumerate(policies):
+        for c, case in enumerate(cases):
+            own = time[(time["case"] == case) & (time["policy"] == policy)]["value"]
+            lru = time[(time["case"] == case) & (time["policy"] == "lru")]["value"]
+            if len(own) and len(lru):
+                x = c + 0.8 * (i / max(1, len(policies) - 1) - 0.5)
+                look = {**style.policy_style(policy), "linestyle": "none"}
+                look["marker"] = look["marker"] or "_"
+                axis.plot(x, float(own.iloc[0]) / float(lru.iloc[0]), **look)
+    axis.axhline(1, color=style.POLICIES["lru"][0], linewidth=1)
+    axis.set(xticks=range(len(cases)), ylabel="time per token / LRU's", title="simulated, at one capacity")
+    axis.set_xticklabels(cases, fontsize=7, rotation=15)

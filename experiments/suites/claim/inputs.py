@@ -84,8 +84,8 @@ def halves(
     parts = split(trace)
     if not len(parts.calibration) or not len(parts.scored):
         raise InputError(f"trace {name}: got too few documents to calibrate on some and score others; record more")
-    chosen = (trace.select(ids[:sequences]) for ids in (parts.calibration, parts.scored))
-    return Material(name, source, trace, *chosen, agreement)
+    calibration, scored = (trace.select(ids[:sequences]) for ids in (parts.calibration, parts.scored))
+    return Material(name, source, trace, calibration, scored, agreement)
 
 
 @dataclass(frozen=True, slots=True)

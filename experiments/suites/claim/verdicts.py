@@ -66,14 +66,6 @@ def told(comparison: Comparison) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def median_split(words: Sequence[str], good: str, bad: str) -> str:
-    """The word that more than half of the points say, else "cannot tell": `good` -> supported, `bad` -> not supported."""
-    for word, verdict in ((good, SUPPORTED), (bad, NOT_SUPPORTED)):
-        if 2 * sum(w == word for w in words) > len(words):
-            return verdict
-    return CANNOT_TELL
-
-
 def mean_difference(a_S: np.ndarray, b_S: np.ndarray) -> tuple[list[float], str]:
     """[mean of a - b, lo, hi] over sequences where both are known, and "higher", "lower" or "cannot tell" against 0."""
     known = np.isfinite(a_S) & np.isfinite(b_S)
