@@ -6,7 +6,7 @@ instead of old ones fading. A score is an exponent and 40 bits, so it never over
 
 import numpy as np
 
-from rgpu.policies.loop import hook
+from rgpu.policies.hooks import lean
 
 FADE_BITS = 40
 FADE_ONE = 1 << FADE_BITS
@@ -14,7 +14,7 @@ FADE_BIAS = 64  # keeps the exponent of small amounts positive, so that 0 stays 
 NOW, STEP, LIFE, EPOCH = range(4)  # columns of a clock's row of f
 
 
-@hook
+@lean
 def tick(f, row, time):
     """Advance the clock of fading scores by one to `time`: what is added now weighs 2 ** (time / half-life)."""
     life = int(f[row, LIFE])
@@ -25,7 +25,7 @@ def tick(f, row, time):
         f[row, NOW] *= f[row, STEP]
 
 
-@hook
+@lean
 def grown(score, f, row, amount):
     """A fading score after `amount` (>= 0) was added now: a whole number (exponent, 40 bits) that compares as it is."""
     epoch = int(f[row, EPOCH])
@@ -50,13 +50,17 @@ def grown(score, f, row, amount):
     return ((exponent + FADE_BIAS) << FADE_BITS) | (whole - FADE_ONE)
 
 
-@hook
+@lean
 def log2_now(score, f, row):
     """log2 of what a fading score is worth now, straight between powers of two; 0 where nothing was ever added."""
     if score <= 0:
         return 0.0
-    part = (score & (FADE_ONE - 1)) / FADE_ONE
-    return (score >> FADE_BITS) - FADE_BIAS - f[row, EPOCH] + part - (f[row, NOW] - 1.0)
+    exponent = (score >> FADE_BITS) - FADE_BIAS - f[row, EPOCH]
+    part = (1.0 + (score & (FADE_ONE - 1)) / FADE_ONE) / f[row, NOW]
+    if part < 1.0 - 1e-9:  # what the 40 bits lost must not push a whole number of uses under it
+        exponent -= 1.0
+        part *= 2.0
+    return exponent + max(part, 1.0) - 1.0
 
 
 def start_clock(f: np.ndarray, row: int, half_life: int) -> None:
@@ -64,7 +68,7 @@ def start_clock(f: np.ndarray, row: int, half_life: int) -> None:
     f[:, row, [NOW, STEP, LIFE, EPOCH]] = 1.0, 2.0 ** (1.0 / half_life), half_life, 0.0
 
 
-@hook
+@lean
 def bits(n):
     """floor(log2(n)) of n >= 1."""
     count = 0
@@ -74,14 +78,21 @@ def bits(n):
     return count
 
 
-USE_BUCKETS, AGE_BUCKETS = 3, 7  # by log2, rounded down: counts 1, 2-3, 4 on; ages 1, 2-3, .. 64 on
+# By log2, rounded down: a count is under half, under, over or over twice what an even share of uses would give; an age is
+# 1, 2-3, .. 64 on.
+USE_BUCKETS, AGE_BUCKETS = 4, 7
 
 
-@hook
-def use_bucket(log2_count):
-    return max(0, min(USE_BUCKETS - 1, int(log2_count)))
+@lean
+def use_bucket(log2_count, log2_even):
+    return max(0, min(USE_BUCKETS - 1, int(np.floor(log2_count - log2_even)) + 2))
 
 
-@hook
+@lean
 def age_bucket(age):
     return min(AGE_BUCKETS - 1, bits(max(1, age)))
+
+
+def even_share(top_k: int, experts: int, half_life: int) -> float:
+    """log2 of the fading count of an expert used as often as every other, for one token a pass; at least 1 use."""
+    return float(np.log2(max(1.0, top_k / experts * half_life / np.log(2.0))))

@@ -1,15 +1,17 @@
 """An indexed binary min-heap over resident keys, so that large pools find their victim without looking at every slot.
 
-A policy keeps a priority a key (`p`, a row of m or f) and a tie row `t` of m (`m[SLOT_OF]`: lowest slot first), gives the
-heap `HEAP_ROWS` rows of m from row `at`, and calls `track` when a resident's priority changed or it was placed, `drop` when
-it leaves, `least` for the victim. Pools under `HEAP_FROM` slots are scanned instead: same victim, less bookkeeping.
+A policy keeps a priority a key (row `row` of `p`, which is m or f) and a row `tie` of m for equals (`SLOT_OF`: the lowest
+slot first), gives the heap `HEAP_ROWS` rows of m from row `at`, and calls `track` when a resident's priority changed or it
+was placed, `drop` when it leaves, `least` for the victim. Pools under `HEAP_FROM` slots are scanned instead: same victim,
+less bookkeeping. (Rows go by number: a view of a row would be counted as a reference, atomically, at every call.)
 
 Members that the current wave pins are set aside when they surface, and put back when the wave has changed or they are
 touched, so that each costs two moves a wave at most. `span` divides the keys into groups with a heap each (key // span);
 `WHOLE` is one heap.
 """
 
-from rgpu.policies.loop import CAP, KEY_OF, PIN, REG, SLOT_OF, WAVE, hook, inlined
+from rgpu.policies.hooks import lean
+from rgpu.policies.loop import CAP, KEY_OF, PIN, REG, SLOT_OF, WAVE, inlined
 
 HEAP_FROM = 128  # slots from which the heap serves; below, a scan is faster
 HEAP_ROWS = 5
@@ -19,17 +21,17 @@ ORDER, PLACE, ASIDE, COUNT, BOOK = range(5)
 WHOLE = 1 << 40
 
 
-@hook
-def before(p, t, a, b):
-    return p[a] < p[b] or (p[a] == p[b] and t[a] < t[b])
+@lean
+def before(m, p, row, tie, a, b):
+    return p[row, a] < p[row, b] or (p[row, a] == p[row, b] and m[tie, a] < m[tie, b])
 
 
-@hook
-def _up(m, at, p, t, lo, i, key):
+@lean
+def _up(m, at, p, row, tie, lo, i, key):
     while i > 0:
         j = (i - 1) >> 1
         other = m[at + ORDER, lo + j]
-        if not before(p, t, key, other):
+        if not before(m, p, row, tie, key, other):
             break
         m[at + ORDER, lo + i] = other
         m[at + PLACE, other] = i + 1
@@ -39,14 +41,14 @@ def _up(m, at, p, t, lo, i, key):
     return i
 
 
-@hook
-def _down(m, at, p, t, lo, n, i, key):
+@lean
+def _down(m, at, p, row, tie, lo, n, i, key):
     while 2 * i + 1 < n:
         j = 2 * i + 1
-        if j + 1 < n and before(p, t, m[at + ORDER, lo + j + 1], m[at + ORDER, lo + j]):
+        if j + 1 < n and before(m, p, row, tie, m[at + ORDER, lo + j + 1], m[at + ORDER, lo + j]):
             j += 1
         other = m[at + ORDER, lo + j]
-        if not before(p, t, other, key):
+        if not before(m, p, row, tie, other, key):
             break
         m[at + ORDER, lo + i] = other
         m[at + PLACE, other] = i + 1
@@ -55,8 +57,8 @@ def _down(m, at, p, t, lo, n, i, key):
     m[at + PLACE, key] = i + 1
 
 
-@hook
-def remove(m, at, p, t, span, key):
+@lean
+def remove(m, at, p, row, tie, span, key):
     """Take `key` out of its heap, or from what was set aside; nothing if it is in neither."""
     place = m[at + PLACE, key]
     m[at + PLACE, key] = 0
@@ -67,8 +69,8 @@ def remove(m, at, p, t, span, key):
         n = m[at + COUNT, group]
         last = m[at + ORDER, lo + n]
         if last != key:
-            i = _up(m, at, p, t, lo, place - 1, last)
-            _down(m, at, p, t, lo, n, i, last)
+            i = _up(m, at, p, row, tie, lo, place - 1, last)
+            _down(m, at, p, row, tie, lo, n, i, last)
     elif place < 0:
         m[at + BOOK, 0] -= 1
         last = m[at + ASIDE, m[at + BOOK, 0]]
@@ -77,41 +79,41 @@ def remove(m, at, p, t, span, key):
             m[at + PLACE, last] = place
 
 
-@hook
-def settle(m, at, p, t, span, key):
+@lean
+def settle(m, at, p, row, tie, span, key):
     """Put `key` where its priority belongs, whether it is new, moved, or was set aside."""
     if m[at + PLACE, key] < 0:
-        remove(m, at, p, t, span, key)
+        remove(m, at, p, row, tie, span, key)
     group = key // span
     lo = group * span
     if m[at + PLACE, key] == 0:
         m[at + COUNT, group] += 1
-        _up(m, at, p, t, lo, m[at + COUNT, group] - 1, key)
+        _up(m, at, p, row, tie, lo, m[at + COUNT, group] - 1, key)
     else:
-        i = _up(m, at, p, t, lo, m[at + PLACE, key] - 1, key)
-        _down(m, at, p, t, lo, m[at + COUNT, group], i, key)
+        i = _up(m, at, p, row, tie, lo, m[at + PLACE, key] - 1, key)
+        _down(m, at, p, row, tie, lo, m[at + COUNT, group], i, key)
 
 
-@hook
-def smallest(m, at, p, t, span, group):
+@lean
+def smallest(m, at, p, row, tie, span, group):
     """Key with the lowest priority of a group that the current wave does not pin; -1 if there is none."""
     if m[at + BOOK, 1] != m[REG, WAVE]:
         m[at + BOOK, 1] = m[REG, WAVE]
         while m[at + BOOK, 0] > 0:
-            settle(m, at, p, t, span, m[at + ASIDE, m[at + BOOK, 0] - 1])
+            settle(m, at, p, row, tie, span, m[at + ASIDE, m[at + BOOK, 0] - 1])
     while m[at + COUNT, group] > 0:
         key = m[at + ORDER, group * span]
         if m[PIN, key] != m[REG, WAVE]:
             return key
-        remove(m, at, p, t, span, key)
+        remove(m, at, p, row, tie, span, key)
         m[at + ASIDE, m[at + BOOK, 0]] = key
         m[at + BOOK, 0] += 1
         m[at + PLACE, key] = -m[at + BOOK, 0]
     return -1
 
 
-@hook
-def rebuild(m, at, p, t):
+@lean
+def rebuild(m, at, p, row, tie):
     """Order the one heap anew after many priorities changed at once."""
     while m[at + BOOK, 0] > 0:
         m[at + BOOK, 0] -= 1
@@ -119,38 +121,42 @@ def rebuild(m, at, p, t):
         m[at + ORDER, m[at + COUNT, 0]] = key
         m[at + COUNT, 0] += 1
     for i in range((m[at + COUNT, 0] - 1), -1, -1):
-        _down(m, at, p, t, 0, m[at + COUNT, 0], i, m[at + ORDER, i])
+        _down(m, at, p, row, tie, 0, m[at + COUNT, 0], i, m[at + ORDER, i])
 
 
-@hook
-def scan(m, p, t):
+@lean
+def scan(m, p, row, tie):
     """Slot of the lowest evictable priority, looking at every slot."""
     slot = -1
     top = 0
+    best = p[row, 0]
     wave = m[REG, WAVE]
     for c in range(m[REG, CAP]):
         key = m[KEY_OF, c]
-        if key >= 0 and m[PIN, key] != wave and (slot < 0 or before(p, t, key, top)):
-            slot = c
-            top = key
+        if key >= 0 and m[PIN, key] != wave:
+            value = p[row, key]
+            if slot < 0 or value < best or (value == best and m[tie, key] < m[tie, top]):
+                slot = c
+                top = key
+                best = value
     return slot
 
 
 @inlined
-def track(m, at, p, t, key):
+def track(m, at, p, row, tie, key):
     if m[REG, CAP] >= HEAP_FROM:
-        settle(m, at, p, t, WHOLE, key)
+        settle(m, at, p, row, tie, WHOLE, key)
 
 
 @inlined
-def drop(m, at, p, t, key):
+def drop(m, at, p, row, tie, key):
     if m[REG, CAP] >= HEAP_FROM:
-        remove(m, at, p, t, WHOLE, key)
+        remove(m, at, p, row, tie, WHOLE, key)
 
 
-@hook
-def least(m, at, p, t):
+@lean
+def least(m, at, p, row, tie):
     """Slot of the lowest evictable priority, by heap or scan as the pool's size asks for."""
     if m[REG, CAP] < HEAP_FROM:
-        return scan(m, p, t)
-    return m[SLOT_OF, smallest(m, at, p, t, WHOLE, 0)]
+        return scan(m, p, row, tie)
+    return m[SLOT_OF, smallest(m, at, p, row, tie, WHOLE, 0)]

@@ -1,6 +1,7 @@
 """Victim searches and random draws that several policies share. Ties go to the lowest slot."""
 
 import numpy as np
+from numba import njit
 
 from rgpu.policies.loop import (
     CAP,
@@ -8,6 +9,7 @@ from rgpu.policies.loop import (
     EVENT,
     KEY_OF,
     NEVER,
+    OPTIONS,
     PIN,
     PINNED,
     POOL,
@@ -19,6 +21,10 @@ from rgpu.policies.loop import (
     WAVE,
     hook,
 )
+
+# A hook that does not count references to the state (it must allocate nothing): where hooks call hooks that are too large
+# to be inlined, the atomic counts of array arguments cost as much as the decision.
+lean = njit(**{**OPTIONS, "_nrt": False})
 
 
 @hook

@@ -5,7 +5,8 @@ it is zero in an empty state, so links, ends and levels hold their number + 1 an
 of up to four lists with lengths and ghosts.)
 """
 
-from rgpu.policies.loop import PIN, REG, WAVE, hook
+from rgpu.policies.hooks import lean
+from rgpu.policies.loop import PIN, REG, WAVE
 
 YOUNGER, ELDER, LEVEL, ENDS = range(4)
 PER_ROW = 7
@@ -16,7 +17,7 @@ def level_rows(levels: int) -> int:
     return ENDS + -(-levels // PER_ROW)
 
 
-@hook
+@lean
 def unlink(m, at, key):
     """Take a key off its list; nothing if it is on none."""
     level = m[at + LEVEL, key] - 1
@@ -37,7 +38,7 @@ def unlink(m, at, key):
     m[at + LEVEL, key] = 0
 
 
-@hook
+@lean
 def link(m, at, level, key):
     """Make a key the youngest of a level, wherever it was."""
     unlink(m, at, key)
@@ -54,13 +55,13 @@ def link(m, at, level, key):
     m[at + LEVEL, key] = level + 1
 
 
-@hook
+@lean
 def eldest(m, at, level):
     """The key of a level whose use is longest ago, or -1."""
     return m[at + ENDS + level // PER_ROW, 2 * (level % PER_ROW)] - 1
 
 
-@hook
+@lean
 def next_free(m, at, key):
     """The first key from `key` on, towards younger ones, that the current wave does not pin; -1 if there is none."""
     while key >= 0 and m[PIN, key] == m[REG, WAVE]:
@@ -68,6 +69,6 @@ def next_free(m, at, key):
     return key
 
 
-@hook
+@lean
 def younger(m, at, key):
     return m[at + YOUNGER, key] - 1

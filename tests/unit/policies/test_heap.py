@@ -31,24 +31,26 @@ def test_heap_finds_what_a_look_at_everything_finds(row: str, span: int, steps: 
     state, floats = make_state(1, KEYS, [KEYS], rows=2 + heap.HEAP_ROWS, frows=1)
     m: Any = state[0]
     m[T, :KEYS] = np.arange(KEYS)[::-1]
-    p = m[P] if row == "int" else floats[0, 0]
+    p, at_row = (m, P) if row == "int" else (floats[0], 0)
     members: set[int] = set()
     groups = 1 if span == heap.WHOLE else KEYS // span
     for what, key, value in steps:
         if what == "touch":
-            p[key] = value
-            heap.settle(m, AT, p, m[T], span, key)
+            p[at_row, key] = value
+            heap.settle(m, AT, p, at_row, T, span, key)
             members.add(key)
         elif what == "pin":
             m[PIN, key] = m[REG, WAVE]
         elif what == "wave":
             m[REG, WAVE] += 1
         elif what == "drop":
-            heap.remove(m, AT, p, m[T], span, key)
+            heap.remove(m, AT, p, at_row, T, span, key)
             members.discard(key)
         else:
             for group in range(groups):
-                assert heap.smallest(m, AT, p, m[T], span, group) == by_hand(state, p, members, group, span)
+                assert heap.smallest(m, AT, p, at_row, T, span, group) == by_hand(
+                    state, p[at_row], members, group, span
+                )
 
 
 @given(
@@ -64,12 +66,12 @@ def test_scan_takes_the_lowest_slot_of_equals(values: list[int], pinned: set[int
     m[REG, WAVE] = 1
     m[PIN, list(pinned)] = 1
     for key in range(KEYS):
-        heap.settle(m, AT, m[P], m[SLOT_OF], heap.WHOLE, key)
-    found = heap.scan(m, m[P], m[SLOT_OF])
+        heap.settle(m, AT, m, P, SLOT_OF, heap.WHOLE, key)
+    found = heap.scan(m, m, P, SLOT_OF)
     assert found == min((values[k], int(slots[k])) for k in range(KEYS) if k not in pinned)[1]
-    assert m[SLOT_OF, heap.smallest(m, AT, m[P], m[SLOT_OF], heap.WHOLE, 0)] == found
+    assert m[SLOT_OF, heap.smallest(m, AT, m, P, SLOT_OF, heap.WHOLE, 0)] == found
     m[P, :KEYS] = m[P, :KEYS][::-1].copy()
-    heap.rebuild(m, AT, m[P], m[SLOT_OF])
-    found = heap.scan(m, m[P], m[SLOT_OF])
-    assert m[SLOT_OF, heap.smallest(m, AT, m[P], m[SLOT_OF], heap.WHOLE, 0)] == found
+    heap.rebuild(m, AT, m, P, SLOT_OF)
+    found = heap.scan(m, m, P, SLOT_OF)
+    assert m[SLOT_OF, heap.smallest(m, AT, m, P, SLOT_OF, heap.WHOLE, 0)] == found
     assert m[REG, CAP] == KEYS
