@@ -1,32 +1,57 @@
 """Belady with forced admission: every miss is kept, and the expert used farthest in the future goes (Belady 1966, "MIN").
 
-The most hits that any demand policy which keeps all its misses can have. Clairvoyant: replay only.
+The most hits that any demand policy which keeps all its misses can have. Clairvoyant: replay only. Ties: lowest slot.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+from rgpu.policies.heap import HEAP_FROM, HEAP_ROWS, WHOLE, drop, settle, smallest, track
+from rgpu.policies.hooks import lean
 from rgpu.policies.loop import (
     CAP,
     KEY_OF,
     NEXT,
+    OWN,
     PIN,
     REG,
+    SLOT_OF,
     WAVE,
     always,
     compiled,
-    hook,
     loop,
     no_access,
-    no_event,
     no_wish,
-    nothing,
 )
 from rgpu.policies.policy import Traits
 
+SOONEST, HEAP = OWN, OWN + 1  # m[SOONEST, key]: minus the next use; only kept up in pools large enough for a heap
 
-@hook
+
+@lean
+def look_ahead(m, f, keys, weights, feature):
+    if m[REG, CAP] >= HEAP_FROM:
+        for j in range(keys.shape[0]):
+            m[SOONEST, keys[j]] = -m[NEXT, keys[j]]
+            if m[SLOT_OF, keys[j]] >= 0:
+                settle(m, HEAP, m, SOONEST, SLOT_OF, WHOLE, keys[j])
+
+
+@lean
+def arrive(m, f, key):
+    m[SOONEST, key] = -m[NEXT, key]
+    track(m, HEAP, m, SOONEST, SLOT_OF, key)
+
+
+@lean
+def leave(m, f, key):
+    drop(m, HEAP, m, SOONEST, SLOT_OF, key)
+
+
+@lean
 def victim(m, f):
+    if m[REG, CAP] >= HEAP_FROM:
+        return m[SLOT_OF, smallest(m, HEAP, m, SOONEST, SLOT_OF, WHOLE, 0)]
     far = -1
     slot = -1
     for c in range(m[REG, CAP]):
@@ -40,7 +65,7 @@ def victim(m, f):
 @compiled
 def run(m, f, pool, kind, offs, keys, weights, nexts, touch_order, features, codes, victims, counts, plog):
     loop(m, f, pool, kind, offs, keys, weights, nexts, touch_order, features, codes, victims, counts, plog,
-         no_event, always, victim, nothing, nothing, no_access, no_wish)  # fmt: skip
+         look_ahead, always, victim, leave, arrive, no_access, no_wish)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,5 +73,5 @@ class Belady:
     """Farthest next use, forced admission; no parameters."""
 
     name: ClassVar[str] = "belady"
-    traits: ClassVar[Traits] = Traits(needs_future=True)
+    traits: ClassVar[Traits] = Traits(rows=1 + HEAP_ROWS, needs_future=True)
     run: ClassVar = staticmethod(run)

@@ -8,30 +8,55 @@ lossless schedule of any kind, prefetching included, loads fewer experts of equa
 from dataclasses import dataclass
 from typing import ClassVar
 
+from rgpu.policies.heap import HEAP_FROM, HEAP_ROWS, ORDER, WHOLE, drop, settle, track
+from rgpu.policies.hooks import lean
 from rgpu.policies.loop import (
     BYTE_CAP,
     BYTES,
     CAP,
     KEY_OF,
     NEXT,
+    OWN,
     PINNED,
     REG,
     SIZE,
+    SLOT_OF,
     USED,
     compiled,
-    hook,
     loop,
     no_access,
-    no_event,
     no_wish,
-    nothing,
 )
 from rgpu.policies.policy import Traits
 
+SOONEST, HEAP = OWN, OWN + 1  # m[SOONEST, key]: minus the next use; only kept up in pools large enough for a heap
 
-@hook
+
+@lean
+def look_ahead(m, f, keys, weights, feature):
+    if m[REG, CAP] >= HEAP_FROM:
+        for j in range(keys.shape[0]):
+            m[SOONEST, keys[j]] = -m[NEXT, keys[j]]
+            if m[SLOT_OF, keys[j]] >= 0:
+                settle(m, HEAP, m, SOONEST, SLOT_OF, WHOLE, keys[j])
+
+
+@lean
+def arrive(m, f, key):
+    m[SOONEST, key] = -m[NEXT, key]
+    track(m, HEAP, m, SOONEST, SLOT_OF, key)
+
+
+@lean
+def leave(m, f, key):
+    drop(m, HEAP, m, SOONEST, SLOT_OF, key)
+
+
+@lean
 def farthest(m, f):
     """Slot of the resident with the farthest next use; members of the event are not spared."""
+    if m[REG, CAP] >= HEAP_FROM:
+        return m[SLOT_OF, m[HEAP + ORDER, 0]]
     far = -1
     slot = -1
     for c in range(m[REG, CAP]):
@@ -42,7 +67,7 @@ def farthest(m, f):
     return slot
 
 
-@hook
+@lean
 def worth(m, f, key):
     m[REG, PINNED] = -1  # a bound over all schedules: nothing is pinned
     if m[REG, USED] < m[REG, CAP] and m[REG, BYTES] + m[SIZE, key] <= m[REG, BYTE_CAP]:
@@ -53,7 +78,7 @@ def worth(m, f, key):
 @compiled
 def run(m, f, pool, kind, offs, keys, weights, nexts, touch_order, features, codes, victims, counts, plog):
     loop(m, f, pool, kind, offs, keys, weights, nexts, touch_order, features, codes, victims, counts, plog,
-         no_event, worth, farthest, nothing, nothing, no_access, no_wish)  # fmt: skip
+         look_ahead, worth, farthest, leave, arrive, no_access, no_wish)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,5 +86,5 @@ class BeladyBypass:
     """Fewest loads of any schedule; no parameters."""
 
     name: ClassVar[str] = "belady_bypass"
-    traits: ClassVar[Traits] = Traits(needs_future=True, bound=True)
+    traits: ClassVar[Traits] = Traits(rows=1 + HEAP_ROWS, needs_future=True, bound=True)
     run: ClassVar = staticmethod(run)

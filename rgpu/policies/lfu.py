@@ -6,33 +6,42 @@ The in-cache variant of least-frequently-used (Robinson and Devarakonda 1990 dis
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rgpu.policies.hooks import oldest
-from rgpu.policies.loop import CLOCK, OWN, REG, always, compiled, hook, loop, no_event, no_wish, nothing
+from rgpu.policies.heap import HEAP_ROWS, drop, least, track
+from rgpu.policies.hooks import lean
+from rgpu.policies.loop import CLOCK, OWN, REG, SLOT_OF, always, compiled, loop, no_event, no_wish
 from rgpu.policies.policy import Traits
 
 RANK = OWN  # m[RANK, key]: (uses while resident) << 40 | clock of the last use: one comparison orders both
+HEAP = OWN + 1
 ONE_USE, CLOCK_BITS = 1 << 40, (1 << 40) - 1
 
 
-@hook
+@lean
 def touch(m, f, key, hit):
     m[RANK, key] = (m[RANK, key] & ~CLOCK_BITS) + ONE_USE + m[REG, CLOCK]
+    track(m, HEAP, m, RANK, SLOT_OF, key)
 
 
-@hook
+@lean
 def arrive(m, f, key):
     m[RANK, key] = m[REG, CLOCK]
+    track(m, HEAP, m, RANK, SLOT_OF, key)
 
 
-@hook
+@lean
+def leave(m, f, key):
+    drop(m, HEAP, m, RANK, SLOT_OF, key)
+
+
+@lean
 def victim(m, f):
-    return oldest(m, RANK)
+    return least(m, HEAP, m, RANK, SLOT_OF)
 
 
 @compiled
 def run(m, f, pool, kind, offs, keys, weights, nexts, touch_order, features, codes, victims, counts, plog):
     loop(m, f, pool, kind, offs, keys, weights, nexts, touch_order, features, codes, victims, counts, plog,
-         no_event, always, victim, nothing, arrive, touch, no_wish)  # fmt: skip
+         no_event, always, victim, leave, arrive, touch, no_wish)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,5 +49,5 @@ class Lfu:
     """Least frequently used while resident; no parameters."""
 
     name: ClassVar[str] = "lfu"
-    traits: ClassVar[Traits] = Traits(rows=1)
+    traits: ClassVar[Traits] = Traits(rows=1 + HEAP_ROWS)
     run: ClassVar = staticmethod(run)
