@@ -43,3 +43,28 @@ def mean_inputs(trace: Any, layer: int, feature: str, chunk: int = 8192) -> np.n
     centred_EF[count_E == 0] = 0.0
     length_E = np.linalg.norm(centred_EF, axis=1, keepdims=True)
     return np.divide(centred_EF, length_E, out=np.zeros_like(centred_EF), where=length_E > 0)
+
+
+def activation_maps(trace: Any) -> np.ndarray:
+    """float64 [S, L, E]: share of each sequence's uses in each layer that went to each expert (0 where nothing ran)."""
+    maps = np.zeros((trace.sequences, trace.layers, trace.header.num_experts + 1))
+    for s in range(trace.sequences):
+        rows = slice(int(trace.seq_offsets[s]), int(trace.seq_offsets[s + 1]))
+        for layer in range(trace.layers):
+            ids = trace.expert_ids[rows, layer].ravel().astype(np.int64)
+            ids[ids == trace.missing] = trace.header.num_experts
+            maps[s, layer] = np.bincount(ids, minlength=maps.shape[2])
+    maps = maps[:, :, :-1]
+    return maps / np.maximum(maps.sum(axis=2, keepdims=True), 1)  # type: ignore[no-any-return]
+
+
+def domain_rows(trace: Any, domain: str, who: str) -> np.ndarray:
+    """bool [N]: tokens of the sequences whose header says `domain`. Raises TraceError if there are none."""
+    named = [str(meta.get("domain", "")) for meta in trace.header.sequences]
+    if domain not in named:
+        known = ", ".join(sorted(set(named) - {""})) or "none"
+        raise TraceError(
+            f"policy {who} needs sequences of domain {domain!r} in the header's 'sequences': got domains {known} in the "
+            "calibration split; choose one of them, or another policy"
+        )
+    return np.repeat(np.asarray(named) == domain, np.diff(trace.seq_offsets))
