@@ -6,6 +6,7 @@ import pyarrow as pa
 from rgpu.results.gap_rows import gap_rows
 from rgpu.results.pairs import pair_rows
 from rgpu.results.rows import Context, frame
+from tests.claim_rows import claim_rows
 from tests.field_rows import field_rows
 
 EXPERTS, LAYERS, SEQUENCES = 8, 3, 10
@@ -79,4 +80,4 @@ def everything() -> list[pa.Table]:
     for policy, step in (("ring", 1), ("lru", 9)):
         own = quarter.at(experiment="residency", layer=1, policy=policy, slots=4)
         parts.append(own.rows("expert", "id", (token // step + slot) % EXPERTS, offset=token, slot=slot))
-    return parts + field_rows(CONTEXT)
+    return parts + field_rows(CONTEXT) + claim_rows(CONTEXT)

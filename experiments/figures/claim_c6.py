@@ -8,7 +8,7 @@ from rgpu.experiments.suites.claim.drawing import dots
 NAME = "claim_c6"
 TITLE = "C6: heads over the same slots"
 ORDER = 206
-GUIDE = "The claim expects more heads to hit more."
+GUIDE = "Right is better on the left panel. The claim expects more heads to hit more, over the same slots."
 
 
 def draw(table: pd.DataFrame, figure: Figure) -> None:
