@@ -8,7 +8,7 @@ from rgpu.experiments.suites.claim.drawing import dots
 NAME = "claim_c8"
 TITLE = "C8: modes"
 ORDER = 208
-GUIDE = "Each mode holds the same slots. The claim expects hits and loads to fall together from per layer over groups to synchronised."
+GUIDE = "Equal slots in all. The claim expects hits and loads to fall from per layer over groups to synchronised."
 
 
 def draw(table: pd.DataFrame, figure: Figure) -> None:

@@ -8,7 +8,7 @@ from rgpu.experiments.suites.claim.drawing import dots
 NAME = "claim_c9"
 TITLE = "C9: does rotation itself matter"
 ORDER = 209
-GUIDE = "Every arm may move two slots a step. Rotation is credited only if calibrated W_r is above every control that does without it."
+GUIDE = "Two slots a step for every arm. Rotation is credited only if calibrated W_r is above every control without it."
 
 
 def draw(table: pd.DataFrame, figure: Figure) -> None:
