@@ -48,13 +48,21 @@ def kind_of(traits: Any) -> str:
 
 
 def complete(rows: pd.DataFrame) -> pd.DataFrame:
-    """`rows` with the derived rows of `capacity_sweep` added where the table has none yet."""
-    if {"gap_closed", "load_gap_closed", "hit_rate_difference"} & set(rows["metric"]):
+    """`rows` with the derived rows of `capacity_sweep`, of pairs and of the gap added where the table has none yet."""
+    from rgpu.results import gap_rows, pairs  # they build on this module
+
+    metrics, experiments = set(rows["metric"]), set(rows["experiment"])
+    parts = []
+    if not {"gap_closed", "load_gap_closed", "hit_rate_difference"} & metrics:
+        parts.append(derive(rows))
+    if pairs.EXPERIMENT not in experiments:
+        parts.append(pairs.pair_rows(rows))
+    if gap_rows.EXPERIMENT not in experiments:
+        parts.append(gap_rows.gap_rows(rows))
+    parts = [part for part in parts if part.num_rows]
+    if not parts:
         return rows
-    derived = derive(rows)
-    if not derived.num_rows:
-        return rows
-    whole = pd.concat([rows, frame(derived)], ignore_index=True)
+    whole = pd.concat([rows, *(frame(part) for part in parts)], ignore_index=True)
     return whole.astype({f.name: "category" for f in SCHEMA if pa.types.is_string(f.type)})
 
 
