@@ -45,10 +45,13 @@ def arrive(m, f, key):
         move_front(m, L, T2, key)
     else:
         push_front(m, L, T1, key)
-    while length(m, L, B1) > 0 and length(m, L, T1) + length(m, L, B1) > m[REG, CAP]:
-        drop_tail(m, L, B1)
-    while length(m, L, T1) + length(m, L, B1) + length(m, L, T2) + length(m, L, B2) > 2 * m[REG, CAP]:
-        drop_tail(m, L, B2)
+        ones = length(m, L, T1) + length(
+            m, L, B1
+        )  # evictions leave both sums alone, so one too many is all there can be
+        if ones > m[REG, CAP]:
+            drop_tail(m, L, B1)
+        elif ones + length(m, L, T2) + length(m, L, B2) > 2 * m[REG, CAP]:
+            drop_tail(m, L, B2)
 
 
 @hook

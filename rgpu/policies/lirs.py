@@ -79,8 +79,10 @@ def climb(m, key):
 @hook
 def touch(m, f, key, hit):
     if not on_list(m, Q, key):
+        bottom = tail(m, S, ONLY) == key
         move_front(m, S, ONLY, key)
-        prune(m)
+        if bottom:
+            prune(m)
     elif hit and on_list(m, S, key):
         move_front(m, S, ONLY, key)
         remove(m, Q, key)

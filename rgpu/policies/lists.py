@@ -47,10 +47,31 @@ def remove(m, L, key):
 
 @hook
 def move_front(m, L, q, key):
-    """Move a key from its list to the head of list q."""
-    if m[L + ENDS, 3 * q] != key + 1:
-        remove(m, L, key)
-        push_front(m, L, q, key)
+    """Move a key from its list to the head of list q. (`remove` and `push_front` in one, because it is every hit's work.)"""
+    head = m[L + ENDS, 3 * q]
+    if head != key + 1:
+        was = m[L + WHICH, key]
+        newer = m[L + NEWER, key]
+        older = m[L + OLDER, key]
+        if newer > 0:
+            m[L + OLDER, newer - 1] = older
+        else:
+            m[L + ENDS, 3 * was] = older
+        if older > 0:
+            m[L + NEWER, older - 1] = newer
+        else:
+            m[L + ENDS, 3 * was + 1] = newer
+        if was != q:
+            m[L + ENDS, 3 * was + 2] -= 1
+            m[L + ENDS, 3 * q + 2] += 1
+            m[L + WHICH, key] = q
+        m[L + OLDER, key] = head
+        m[L + NEWER, key] = 0
+        if head > 0:
+            m[L + NEWER, head - 1] = key + 1
+        else:
+            m[L + ENDS, 3 * q + 1] = key + 1
+        m[L + ENDS, 3 * q] = key + 1
 
 
 @hook
