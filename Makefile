@@ -9,7 +9,7 @@ TORCH   := torch==2.13.0
 quick   := $(if $(filter 1 true yes,$(QUICK)),quick=true)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test check kernels-gate bench gpu figures clean
+.PHONY: help reproduce test slow check kernels-gate bench gpu figures clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,7 +49,11 @@ reproduce: .venv/.run ## the whole study on the shipped model and traces -> resu
 	$(OFFLINE) $(BIN)/rgpu reproduce $(quick) $(ARGS)
 
 test: .venv/.test .venv/.oracles ## all tests (ARGS="-k name" for some)
-	$(OFFLINE) $(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
+
+slow: .venv/.test .venv/.oracles ## slow tests and mutation testing of the policies (ARGS="modules=lru sample=20 budget_s=600")
+	$(OFFLINE) $(BIN)/python -m pytest -m "slow and not gpu"
+	$(OFFLINE) $(BIN)/python -m tests.mutation.run $(ARGS)
 
 check: .venv/.test ## lint, format and types
 	$(BIN)/ruff check .

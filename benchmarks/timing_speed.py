@@ -118,7 +118,8 @@ def grid(path: str, workers: int, capacities: int) -> list[dict[str, Any]]:
     """Wall and CPU seconds of the sweep command, everything included."""
     with tempfile.TemporaryDirectory() as folder:
         words = [
-            f"trace.path={path}", f"grid.policy=[{','.join(POLICIES)}]", f"grid.slots=[{','.join(map(str, SLOTS[:: len(SLOTS) // capacities]))}]",
+            f"trace.path={path}", f"grid.policy=[{','.join(POLICIES)}]",
+            f"grid.slots=[{','.join(map(str, SLOTS[:: len(SLOTS) // capacities]))}]",
             f"grid.hardware=[{','.join(MACHINES)}]", "grid.miss=[fetch]", "replay.reset=none", f"workers={workers}",
             f"out={folder}/rows.parquet",
         ]  # fmt: skip

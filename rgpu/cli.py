@@ -21,7 +21,9 @@ COMMANDS = {
     "audit": "check an engine's decision log: legality, a policy's choices, regret of evictions: audit LOG",
     "bench": "measure this machine: its expert kernels (bench kernels), or memory, disk and GPU as a profile (bench link)",
 }
-SUBJECTS = {"bench": ("kernels", "link")}  # commands whose first word says what: `bench kernels` is `bench what=kernels`
+SUBJECTS = {
+    "bench": ("kernels", "link")
+}  # commands whose first word says what: `bench kernels` is `bench what=kernels`
 FILES = {"compare": ("policy.file", (".py",)), "audit": ("log", (".safetensors", ".jsonl"))}  # first word: a file
 HELP = ("-h", "--help", "help")
 
