@@ -116,10 +116,11 @@ def timed(kind: str, policy: str, events: int, once: Any) -> list[dict[str, Any]
 
 def grid(path: str, workers: int, capacities: int) -> list[dict[str, Any]]:
     """Wall and CPU seconds of the sweep command, everything included."""
+    slots = ",".join(map(str, SLOTS[:: len(SLOTS) // capacities]))
     with tempfile.TemporaryDirectory() as folder:
         words = [
             f"trace.path={path}", f"grid.policy=[{','.join(POLICIES)}]",
-            f"grid.slots=[{','.join(map(str, SLOTS[:: len(SLOTS) // capacities]))}]",
+            f"grid.slots=[{slots}]",
             f"grid.hardware=[{','.join(MACHINES)}]", "grid.miss=[fetch]", "replay.reset=none", f"workers={workers}",
             f"out={folder}/rows.parquet",
         ]  # fmt: skip
