@@ -12,6 +12,8 @@ import numpy as np
 from rgpu.errors import InputError
 from rgpu.traces.trace import DECODE, PADDING, PROMPT
 
+_CACHE_NAMES = ("cache", "past_key_values")  # the argument's name from transformers 5.24 on, and before
+
 
 @dataclass(frozen=True, slots=True)
 class PassInfo:
@@ -87,7 +89,7 @@ class PassTracker:
             raise InputError("cannot follow the pass: got neither input_ids nor inputs_embeds; call the model with one")
         batch, queries = int(source.shape[0]), int(source.shape[1])
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        past = _past_length(kwargs.get("past_key_values"))
+        past = _past_length(next((kwargs[name] for name in _CACHE_NAMES if kwargs.get(name) is not None), None))
         token_BQ = (
             np.full((batch, queries), -1, np.int64) if ids is None else ids.detach().cpu().numpy().astype(np.int64)
         )

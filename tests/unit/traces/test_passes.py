@@ -41,13 +41,13 @@ def ids(*rows: list[int]) -> torch.Tensor:
     return torch.tensor(rows)
 
 
-def test_prompt_then_decode_with_left_padding() -> None:
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_prompt_then_decode_with_left_padding(name: str) -> None:
     model, tracker = tracked()
     mask = ids([1, 1, 1], [0, 0, 1])
     model(input_ids=ids([5, 6, 7], [1, 1, 8]), attention_mask=mask)
-    model(
-        input_ids=ids([9], [3]), attention_mask=torch.nn.functional.pad(mask, (0, 1), value=1), past_key_values=Cache(3)
-    )
+    both = {"input_ids": ids([9], [3]), "attention_mask": torch.nn.functional.pad(mask, (0, 1), value=1)}
+    model(**both, **{name: Cache(3)})
     prompt, step = model.seen
     assert prompt is not None and step is not None and tracker.current is None and tracker.last is step
     assert prompt.sequence_T.tolist() == [0, 0, 0, 1, 1, 1] and prompt.token_T.tolist() == [5, 6, 7, 1, 1, 8]
