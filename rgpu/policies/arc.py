@@ -11,8 +11,8 @@ Misses are touched in touch order within their list. A proactive load enters as 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rgpu.policies.lists import LINKED, drop_tail, length, move_front, oldest_free, on_list, push_front
-from rgpu.policies.loop import CAP, CLOCK, OWN, R0, REG, SLOT_OF, compiled, hook, loop, no_event, no_wish
+from rgpu.policies.lists import LINKED, drop_tail, length, move_front, oldest_free, on_list, push_front, tight
+from rgpu.policies.loop import CAP, CLOCK, OWN, R0, REG, SLOT_OF, compiled, loop, no_event, no_wish
 from rgpu.policies.policy import Traits
 
 L, T1, T2, B1, B2 = OWN, 1, 2, 3, 4
@@ -20,12 +20,12 @@ P = 0  # f[P, 0]: target length of T1
 ON_B2 = R0  # register: clock + 1 of the last miss seen on B2: equal while that miss is being placed, never after
 
 
-@hook
+@tight
 def touch(m, f, key, hit):
     move_front(m, L, T2 if hit else on_list(m, L, key), key)
 
 
-@hook
+@tight
 def adapt(m, f, key):
     """The `admit` hook: keeps every miss, and learns from it."""
     q = on_list(m, L, key)
@@ -39,7 +39,7 @@ def adapt(m, f, key):
     return True
 
 
-@hook
+@tight
 def arrive(m, f, key):
     if on_list(m, L, key) > 0:
         move_front(m, L, T2, key)
@@ -54,12 +54,12 @@ def arrive(m, f, key):
             drop_tail(m, L, B2)
 
 
-@hook
+@tight
 def leave(m, f, key):
     move_front(m, L, on_list(m, L, key) + 2, key)
 
 
-@hook
+@tight
 def victim(m, f):
     ones = length(m, L, T1)
     first = T1 if ones > f[P, 0] or (ones == f[P, 0] and m[REG, ON_B2] == m[REG, CLOCK] + 1) else T2

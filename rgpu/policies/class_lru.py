@@ -13,13 +13,27 @@ from typing import ClassVar
 import numpy as np
 
 from rgpu.errors import InputError
-from rgpu.policies.fading import grown, log2_now, start_clock, tick
+from rgpu.policies.fading import grown, log2_now, start_clock, tick_pass
 from rgpu.policies.hooks import lean
-from rgpu.policies.levels import eldest, level_rows, link, next_free, unlink
-from rgpu.policies.loop import CLOCK, EVENT, OWN, R0, REG, SLOT_OF, always, compiled, loop, no_wish
+from rgpu.policies.levels import LISTS_FROM, eldest, level_rows, link, next_free, unlink
+from rgpu.policies.loop import (
+    CAP,
+    CLOCK,
+    KEY_OF,
+    OWN,
+    PIN,
+    R0,
+    REG,
+    SLOT_OF,
+    WAVE,
+    always,
+    compiled,
+    loop,
+    no_wish,
+)
 from rgpu.policies.policy import Setting, Traits
 
-COUNT, LAST, LISTS = OWN, OWN + 1, OWN + 2
+COUNT, LAST, CLASS, LISTS = OWN, OWN + 1, OWN + 2, OWN + 3
 CLASSES = 8
 FADE = 0  # f[FADE]: the clock, in passes
 LAYERS = R0
@@ -27,8 +41,7 @@ LAYERS = R0
 
 @lean
 def count(m, f, keys, weights, feature):
-    if (m[REG, EVENT] - 1) % m[REG, LAYERS] == 0:
-        tick(f, FADE, (m[REG, EVENT] - 1) // m[REG, LAYERS] + 1)
+    tick_pass(m, f, FADE, m[REG, LAYERS])
     for j in range(keys.shape[0]):
         m[COUNT, keys[j]] = grown(m[COUNT, keys[j]], f, FADE, 1.0)
 
@@ -36,7 +49,9 @@ def count(m, f, keys, weights, feature):
 @lean
 def arrive(m, f, key):
     m[LAST, key] = m[REG, CLOCK]
-    link(m, LISTS, max(0, min(CLASSES - 1, int(log2_now(m[COUNT, key], f, FADE)))), key)
+    m[CLASS, key] = max(0, min(CLASSES - 1, int(log2_now(m[COUNT, key], f, FADE))))
+    if m[REG, CAP] >= LISTS_FROM:
+        link(m, LISTS, m[CLASS, key], key)
 
 
 @lean
@@ -46,21 +61,34 @@ def touch(m, f, key, hit):
 
 @lean
 def leave(m, f, key):
-    unlink(m, LISTS, key)
+    if m[REG, CAP] >= LISTS_FROM:
+        unlink(m, LISTS, key)
 
 
 @lean
 def victim(m, f):
-    out = -1
+    slot = -1
     most = -1
+    level = 0
+    now = m[REG, CLOCK] + 1
+    if m[REG, CAP] < LISTS_FROM:
+        for c in range(m[REG, CAP]):
+            key = m[KEY_OF, c]
+            if key >= 0 and m[PIN, key] != m[REG, WAVE]:
+                age = ((now - m[LAST, key]) << CLASSES) >> m[CLASS, key]
+                if age > most or (age == most and m[CLASS, key] < level):
+                    most = age
+                    level = m[CLASS, key]
+                    slot = c
+        return slot
     for level in range(CLASSES):
         key = next_free(m, LISTS, eldest(m, LISTS, level))
         if key >= 0:
-            age = ((m[REG, CLOCK] + 1 - m[LAST, key]) << CLASSES) >> level
+            age = ((now - m[LAST, key]) << CLASSES) >> level
             if age > most:
                 most = age
-                out = key
-    return m[SLOT_OF, out]
+                slot = m[SLOT_OF, key]
+    return slot
 
 
 @compiled
@@ -75,7 +103,7 @@ class ClassLru:
 
     half_life: int = 128
     name: ClassVar[str] = "class_lru"
-    traits: ClassVar[Traits] = Traits(rows=2 + level_rows(CLASSES), frows=1)
+    traits: ClassVar[Traits] = Traits(rows=3 + level_rows(CLASSES), frows=1)
     run: ClassVar = staticmethod(run)
 
     def __post_init__(self) -> None:

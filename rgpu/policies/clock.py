@@ -8,6 +8,7 @@ that an event's own experts do not lose their second chance to it. A proactive l
 from dataclasses import dataclass
 from typing import ClassVar
 
+from rgpu.policies.lists import tight
 from rgpu.policies.loop import (
     CAP,
     KEY_OF,
@@ -18,7 +19,6 @@ from rgpu.policies.loop import (
     WAVE,
     always,
     compiled,
-    hook,
     loop,
     no_event,
     no_wish,
@@ -30,18 +30,18 @@ USED_SINCE = OWN  # m[USED_SINCE, key]: 1 after a hit, until the hand comes by
 HAND = R0  # register: the slot the hand looks at next
 
 
-@hook
+@tight
 def touch(m, f, key, hit):
     if hit:
         m[USED_SINCE, key] = 1
 
 
-@hook
+@tight
 def arrive(m, f, key):
     m[USED_SINCE, key] = 0
 
 
-@hook
+@tight
 def victim(m, f):
     slot = m[REG, HAND]
     while True:

@@ -7,6 +7,7 @@ instead of old ones fading. A score is an exponent and 40 bits, so it never over
 import numpy as np
 
 from rgpu.policies.hooks import lean
+from rgpu.policies.loop import EVENT, REG
 
 FADE_BITS = 40
 FADE_ONE = 1 << FADE_BITS
@@ -17,12 +18,21 @@ NOW, STEP, LIFE, EPOCH = range(4)  # columns of a clock's row of f
 @lean
 def tick(f, row, time):
     """Advance the clock of fading scores by one to `time`: what is added now weighs 2 ** (time / half-life)."""
-    life = int(f[row, LIFE])
-    if time % life == 0:  # exactly 1 at each epoch: rounding does not pile up
+    if time == f[row, LIFE] * (f[row, EPOCH] + 1.0):  # exactly 1 at each epoch: rounding does not pile up
         f[row, NOW] = 1.0
-        f[row, EPOCH] = time // life
+        f[row, EPOCH] += 1.0
     else:
         f[row, NOW] *= f[row, STEP]
+
+
+@lean
+def tick_pass(m, f, row, layers):
+    """`tick` once a pass, in a pool of so many layers that sees an event of each."""
+    event = m[REG, EVENT]
+    if layers == 1:
+        tick(f, row, event)
+    elif (event - 1) % layers == 0:
+        tick(f, row, (event - 1) // layers + 1)
 
 
 @lean

@@ -6,19 +6,19 @@ One list in order of loading (Belady 1966, "A study of replacement algorithms fo
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rgpu.policies.lists import LINKED, push_front, take_oldest
-from rgpu.policies.loop import OWN, always, compiled, hook, loop, no_access, no_event, no_wish, nothing
+from rgpu.policies.lists import LINKED, push_front, take_oldest, tight
+from rgpu.policies.loop import OWN, always, compiled, loop, no_access, no_event, no_wish, nothing
 from rgpu.policies.policy import Traits
 
 L, QUEUE = OWN, 1
 
 
-@hook
+@tight
 def arrive(m, f, key):
     push_front(m, L, QUEUE, key)
 
 
-@hook
+@tight
 def victim(m, f):
     return take_oldest(m, L, QUEUE)
 

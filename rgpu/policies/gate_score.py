@@ -12,10 +12,10 @@ from typing import ClassVar
 import numpy as np
 
 from rgpu.errors import InputError
-from rgpu.policies.fading import grown, start_clock, tick
+from rgpu.policies.fading import grown, start_clock, tick_pass
 from rgpu.policies.heap import HEAP_FROM, HEAP_ROWS, drop, least, track
 from rgpu.policies.hooks import lean
-from rgpu.policies.loop import CAP, CLOCK, EVENT, OWN, R0, R1, REG, SLOT_OF, always, compiled, loop, no_wish
+from rgpu.policies.loop import CAP, CLOCK, OWN, R0, R1, REG, SLOT_OF, always, compiled, loop, no_wish
 from rgpu.policies.policy import Setting, Traits
 
 SCORE, LAST, HEAP = OWN, OWN + 1, OWN + 2
@@ -25,8 +25,7 @@ EXPERTS, LAYERS = R0, R1  # experts a layer, layers of the pool
 
 @lean
 def score(m, f, keys, weights, feature):
-    if (m[REG, EVENT] - 1) % m[REG, LAYERS] == 0:
-        tick(f, FADE, (m[REG, EVENT] - 1) // m[REG, LAYERS] + 1)
+    tick_pass(m, f, FADE, m[REG, LAYERS])
     if keys.shape[0] == 0:
         return
     first = keys[0] // m[REG, EXPERTS] * m[REG, EXPERTS]

@@ -10,7 +10,7 @@ touched, so that each costs two moves a wave at most. `span` divides the keys in
 `WHOLE` is one heap.
 """
 
-from rgpu.policies.hooks import lean
+from rgpu.policies.hooks import lean, oldest
 from rgpu.policies.loop import CAP, KEY_OF, PIN, REG, SLOT_OF, WAVE, inlined
 
 HEAP_FROM = 128  # slots from which the heap serves; below, a scan is faster
@@ -160,3 +160,11 @@ def least(m, at, p, row, tie):
     if m[REG, CAP] < HEAP_FROM:
         return scan(m, p, row, tie)
     return m[SLOT_OF, smallest(m, at, p, row, tie, WHOLE, 0)]
+
+
+@inlined
+def first(m, at, row):
+    """`least` of a row of m whose equals go by slot: the plainest scan where a scan serves."""
+    if m[REG, CAP] < HEAP_FROM:
+        return oldest(m, row)
+    return m[SLOT_OF, smallest(m, at, m, row, SLOT_OF, WHOLE, 0)]

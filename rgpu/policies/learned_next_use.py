@@ -14,14 +14,31 @@ from typing import ClassVar
 import numpy as np
 
 from rgpu.errors import InputError
-from rgpu.policies.fading import bits, grown, log2_now, start_clock, tick
+from rgpu.policies.fading import bits, grown, log2_now, start_clock, tick_pass
 from rgpu.policies.hooks import lean
-from rgpu.policies.levels import eldest, level_rows, link, next_free, unlink
-from rgpu.policies.loop import EVENT, OWN, R0, R1, REG, SLOT_OF, always, compiled, loop, no_wish
+from rgpu.policies.levels import LISTS_FROM, eldest, level_rows, link, next_free, unlink
+from rgpu.policies.loop import (
+    CAP,
+    CLOCK,
+    EVENT,
+    KEY_OF,
+    OWN,
+    PIN,
+    R0,
+    R1,
+    REG,
+    SLOT_OF,
+    WAVE,
+    always,
+    compiled,
+    loop,
+    no_wish,
+)
 from rgpu.policies.policy import Setting, Traits
 from rgpu.policies.reuse import AGE, COUNT, DISTANCE, ONE, WEIGHT, reuse_samples
 
-USES, LAST, LISTS = OWN, OWN + 1, OWN + 2  # fading count of uses; event of the last use
+# Fading count of uses; event and clock of the last use; level of what it says; lists by it, for pools that are not small
+USES, LAST, TURN, SAID, LISTS = OWN, OWN + 1, OWN + 2, OWN + 3, OWN + 4
 LEVELS = 15
 FADE, GATE, MODEL, BASE = 0, 1, 2, 3  # the clock, in passes; gate weight at the last use; the model; layers' intercepts
 BY_AGE, BY_COUNT, BY_WEIGHT, LOW, WIDTH = range(5)  # columns of f[MODEL]: coefficients; the levels' start and width
@@ -30,8 +47,7 @@ EXPERTS, LAYERS = R0, R1
 
 @lean
 def count(m, f, keys, weights, feature):
-    if (m[REG, EVENT] - 1) % m[REG, LAYERS] == 0:
-        tick(f, FADE, (m[REG, EVENT] - 1) // m[REG, LAYERS] + 1)
+    tick_pass(m, f, FADE, m[REG, LAYERS])
     for j in range(keys.shape[0]):
         m[USES, keys[j]] = grown(m[USES, keys[j]], f, FADE, 1.0)
         f[GATE, keys[j]] = weights[j]
@@ -40,9 +56,12 @@ def count(m, f, keys, weights, feature):
 @lean
 def arrive(m, f, key):
     m[LAST, key] = m[REG, EVENT]
+    m[TURN, key] = m[REG, CLOCK]
     said = f[BASE, key // m[REG, EXPERTS]] + f[MODEL, BY_WEIGHT] * f[GATE, key]
     said += f[MODEL, BY_COUNT] * log2_now(m[USES, key], f, FADE)
-    link(m, LISTS, max(0, min(LEVELS - 1, int((said - f[MODEL, LOW]) / f[MODEL, WIDTH]))), key)
+    m[SAID, key] = max(0, min(LEVELS - 1, int((said - f[MODEL, LOW]) / f[MODEL, WIDTH])))
+    if m[REG, CAP] >= LISTS_FROM:
+        link(m, LISTS, m[SAID, key], key)
 
 
 @lean
@@ -52,19 +71,37 @@ def touch(m, f, key, hit):
 
 @lean
 def leave(m, f, key):
-    unlink(m, LISTS, key)
+    if m[REG, CAP] >= LISTS_FROM:
+        unlink(m, LISTS, key)
+
+
+@lean
+def distance(m, f, key):
+    """The forecast, as of now."""
+    age = m[REG, EVENT] - m[LAST, key]
+    if m[REG, LAYERS] > 1:
+        age = (age + m[REG, LAYERS] - 1) // m[REG, LAYERS]
+    return (m[SAID, key] + 0.5) * f[MODEL, WIDTH] + f[MODEL, BY_AGE] * bits(max(1, age))
 
 
 @lean
 def victim(m, f):
     out = -1
     farthest = 0.0
+    if m[REG, CAP] < LISTS_FROM:
+        for c in range(m[REG, CAP]):
+            key = m[KEY_OF, c]
+            if key >= 0 and m[PIN, key] != m[REG, WAVE]:
+                away = distance(m, f, key)
+                if out < 0 or away > farthest or (away == farthest and m[TURN, key] < m[TURN, out]):
+                    farthest = away
+                    out = key
+        return m[SLOT_OF, out]
     for level in range(LEVELS):
         key = next_free(m, LISTS, eldest(m, LISTS, level))
         if key >= 0:
-            age = (m[REG, EVENT] - m[LAST, key] + m[REG, LAYERS] - 1) // m[REG, LAYERS]
-            away = (level + 0.5) * f[MODEL, WIDTH] + f[MODEL, BY_AGE] * bits(max(1, age))
-            if out < 0 or away > farthest or (away == farthest and m[LAST, key] < m[LAST, out]):
+            away = distance(m, f, key)
+            if out < 0 or away > farthest or (away == farthest and m[TURN, key] < m[TURN, out]):
                 farthest = away
                 out = key
     return m[SLOT_OF, out]
@@ -107,7 +144,7 @@ class LearnedNextUse:
 
     @property
     def traits(self) -> Traits:
-        return Traits(rows=2 + level_rows(LEVELS), frows=4, calibration=True, weights=self.weights)
+        return Traits(rows=4 + level_rows(LEVELS), frows=4, calibration=True, weights=self.weights)
 
     def __post_init__(self) -> None:
         for name, least in (("half_life", 1), ("cap", 2)):

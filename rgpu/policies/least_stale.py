@@ -11,18 +11,22 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rgpu.errors import InputError
-from rgpu.policies.heap import HEAP_FROM, HEAP_ROWS, drop, least, track
+from rgpu.policies.heap import HEAP_FROM, HEAP_ROWS, WHOLE, drop, settle, smallest
 from rgpu.policies.hooks import lean
 from rgpu.policies.loop import (
     CAP,
     CLOCK,
+    KEY_OF,
     OWN,
+    PIN,
     R0,
     R1,
     R2,
     R3,
+    R4,
     REG,
     SLOT_OF,
+    WAVE,
     always,
     compiled,
     loop,
@@ -30,9 +34,17 @@ from rgpu.policies.loop import (
 )
 from rgpu.policies.policy import Setting, Traits
 
-RANK, FRESH, HEAP = OWN, OWN + 1, OWN + 2  # clock, plus CURRENT if used or loaded in this pass; list of those keys
+# Small pools: clock (of the load, or of the last use), and the pass of the last use or load. Large pools: rank, the clock
+# plus CURRENT if used or loaded in this pass; a list of those keys; a heap by rank.
+RANK, PASS, FRESH, HEAP = OWN, OWN + 1, OWN + 2, OWN + 3
 CURRENT = 1 << 50
-EXPERTS, LAYER, COUNT, BY_USE = R0, R1, R2, R3  # experts a layer; layer of the last event; length of FRESH; order
+EXPERTS, LAYER, COUNT, BY_USE, NUMBER = (
+    R0,
+    R1,
+    R2,
+    R3,
+    R4,
+)  # experts a layer; last event's layer; FRESH's length; order; pass
 
 
 @lean
@@ -41,22 +53,27 @@ def begin(m, f, keys, weights, feature):
         return
     layer = keys[0] // m[REG, EXPERTS]
     if layer <= m[REG, LAYER]:  # a new pass: all that was current is stale
+        m[REG, NUMBER] += 1
         for i in range(m[REG, COUNT]):
             key = m[FRESH, i]
             m[RANK, key] -= CURRENT
-            if m[REG, CAP] >= HEAP_FROM and m[SLOT_OF, key] >= 0:
-                track(m, HEAP, m, RANK, SLOT_OF, key)
+            if m[SLOT_OF, key] >= 0:
+                settle(m, HEAP, m, RANK, SLOT_OF, WHOLE, key)
         m[REG, COUNT] = 0
     m[REG, LAYER] = layer
 
 
 @lean
 def refresh(m, key, clock):
+    if m[REG, CAP] < HEAP_FROM:
+        m[RANK, key] = clock
+        m[PASS, key] = m[REG, NUMBER]
+        return
     if m[RANK, key] < CURRENT:
         m[FRESH, m[REG, COUNT]] = key
         m[REG, COUNT] += 1
     m[RANK, key] = CURRENT + clock
-    track(m, HEAP, m, RANK, SLOT_OF, key)
+    settle(m, HEAP, m, RANK, SLOT_OF, WHOLE, key)
 
 
 @lean
@@ -68,6 +85,8 @@ def arrive(m, f, key):
 def touch(m, f, key, hit):
     if m[REG, BY_USE]:
         refresh(m, key, m[REG, CLOCK])
+    elif m[REG, CAP] < HEAP_FROM:
+        m[PASS, key] = m[REG, NUMBER]
     elif m[RANK, key] < CURRENT:
         refresh(m, key, m[RANK, key])
 
@@ -79,7 +98,20 @@ def leave(m, f, key):
 
 @lean
 def victim(m, f):
-    return least(m, HEAP, m, RANK, SLOT_OF)
+    if m[REG, CAP] >= HEAP_FROM:
+        return m[SLOT_OF, smallest(m, HEAP, m, RANK, SLOT_OF, WHOLE, 0)]
+    slot = -1
+    best = 0
+    for c in range(m[REG, CAP]):
+        key = m[KEY_OF, c]
+        if key >= 0 and m[PIN, key] != m[REG, WAVE]:
+            rank = m[RANK, key]
+            if m[PASS, key] == m[REG, NUMBER]:
+                rank += CURRENT
+            if slot < 0 or rank < best:
+                slot = c
+                best = rank
+    return slot
 
 
 @compiled
@@ -94,7 +126,7 @@ class LeastStale:
 
     order: str = "loaded"
     name: ClassVar[str] = "least_stale"
-    traits: ClassVar[Traits] = Traits(rows=2 + HEAP_ROWS)
+    traits: ClassVar[Traits] = Traits(rows=3 + HEAP_ROWS)
     run: ClassVar = staticmethod(run)
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from rgpu.policies.loop import PIN, REG, WAVE
 
 YOUNGER, ELDER, LEVEL, ENDS = range(4)
 PER_ROW = 7
+LISTS_FROM = 24  # slots from which looking at heads beats looking at every slot
 
 
 def level_rows(levels: int) -> int:

@@ -6,7 +6,7 @@ The in-cache variant of least-frequently-used (Robinson and Devarakonda 1990 dis
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rgpu.policies.heap import HEAP_ROWS, drop, least, track
+from rgpu.policies.heap import HEAP_ROWS, drop, first, track
 from rgpu.policies.hooks import lean
 from rgpu.policies.loop import CLOCK, OWN, REG, SLOT_OF, always, compiled, loop, no_event, no_wish
 from rgpu.policies.policy import Traits
@@ -35,7 +35,7 @@ def leave(m, f, key):
 
 @lean
 def victim(m, f):
-    return least(m, HEAP, m, RANK, SLOT_OF)
+    return first(m, HEAP, RANK)
 
 
 @compiled

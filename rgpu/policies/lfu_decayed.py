@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from rgpu.errors import InputError
 from rgpu.policies.fading import grown, start_clock, tick
-from rgpu.policies.heap import HEAP_FROM, HEAP_ROWS, drop, least, track
+from rgpu.policies.heap import HEAP_FROM, HEAP_ROWS, drop, first, track
 from rgpu.policies.hooks import lean
 from rgpu.policies.loop import CAP, EVENT, OWN, REG, SLOT_OF, always, compiled, loop, no_access, no_wish
 from rgpu.policies.policy import Setting, Traits
@@ -42,7 +42,7 @@ def leave(m, f, key):
 
 @lean
 def victim(m, f):
-    return least(m, HEAP, m, SCORE, SLOT_OF)
+    return first(m, HEAP, SCORE)
 
 
 @compiled

@@ -8,7 +8,7 @@ event pushes out again are counted too.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rgpu.policies.heap import HEAP_FROM, HEAP_ROWS, drop, least, track
+from rgpu.policies.heap import HEAP_FROM, HEAP_ROWS, drop, first, track
 from rgpu.policies.hooks import lean
 from rgpu.policies.loop import CAP, CLOCK, OWN, REG, SLOT_OF, always, compiled, loop, no_wish
 from rgpu.policies.policy import Traits
@@ -46,7 +46,7 @@ def leave(m, f, key):
 
 @lean
 def victim(m, f):
-    return least(m, HEAP, m, RANK, SLOT_OF)
+    return first(m, HEAP, RANK)
 
 
 @compiled

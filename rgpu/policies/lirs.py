@@ -26,6 +26,7 @@ from rgpu.policies.lists import (
     push_front,
     remove,
     tail,
+    tight,
 )
 from rgpu.policies.loop import (
     CAP,
@@ -38,7 +39,6 @@ from rgpu.policies.loop import (
     WAVE,
     always,
     compiled,
-    hook,
     loop,
     no_event,
     no_wish,
@@ -49,7 +49,7 @@ S, Q, ONLY = OWN, OWN + LINKED, 1  # two families of one list each; resident and
 LIR_SHARE = R0  # register: slots that LIR may take
 
 
-@hook
+@tight
 def prune(m):
     """Take what is not LIR off the bottom of S."""
     key = tail(m, S, ONLY)
@@ -58,7 +58,7 @@ def prune(m):
         key = tail(m, S, ONLY)
 
 
-@hook
+@tight
 def demote(m):
     """Turn the bottom of S into HIR while there are too many LIR."""
     prune(m)
@@ -67,7 +67,7 @@ def demote(m):
         prune(m)
 
 
-@hook
+@tight
 def climb(m, key):
     """To the top of S, from inside or outside."""
     if on_list(m, S, key):
@@ -76,7 +76,7 @@ def climb(m, key):
         push_front(m, S, ONLY, key)
 
 
-@hook
+@tight
 def touch(m, f, key, hit):
     if not on_list(m, Q, key):
         bottom = tail(m, S, ONLY) == key
@@ -92,7 +92,7 @@ def touch(m, f, key, hit):
         move_front(m, Q, ONLY, key)
 
 
-@hook
+@tight
 def arrive(m, f, key):
     if on_list(m, S, key):
         move_front(m, S, ONLY, key)
@@ -103,7 +103,7 @@ def arrive(m, f, key):
             push_front(m, Q, ONLY, key)
 
 
-@hook
+@tight
 def leave(m, f, key):
     if on_list(m, Q, key):
         remove(m, Q, key)
@@ -112,7 +112,7 @@ def leave(m, f, key):
         prune(m)
 
 
-@hook
+@tight
 def victim(m, f):
     key = oldest_free(m, Q, ONLY)
     if key < 0:

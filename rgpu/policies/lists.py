@@ -6,13 +6,19 @@ none. Lists are numbered 1 to 4; columns below `SPARE` of the ends' row are nobo
 The head is where keys enter, the tail where victims are sought; members of the current wave are never victims.
 """
 
-from rgpu.policies.loop import PIN, REG, SLOT_OF, WAVE, hook
+from numba import njit
+
+from rgpu.policies.loop import OPTIONS, PIN, REG, SLOT_OF, WAVE
 
 NEWER, OLDER, WHICH, ENDS, LINKED = range(5)  # rows of a family, counted from L
 SPARE = 3  # list q has its head, tail and length in columns 3q, 3q + 1 and 3q + 2 of row L + ENDS
 
+# A hook that becomes part of the loop and counts no references (it must allocate nothing). Left to itself the compiler calls
+# the larger hooks and counts their array arguments atomically: with a few list moves a miss that halves the speed.
+tight = njit(forceinline=True, **{**OPTIONS, "_nrt": False})
 
-@hook
+
+@tight
 def push_front(m, L, q, key):
     """Put a key that is on no list of the family at the head of list q."""
     head = m[L + ENDS, 3 * q]
@@ -27,7 +33,7 @@ def push_front(m, L, q, key):
     m[L + WHICH, key] = q
 
 
-@hook
+@tight
 def remove(m, L, key):
     """Take a key off the list of the family that holds it."""
     q = m[L + WHICH, key]
@@ -45,7 +51,7 @@ def remove(m, L, key):
     m[L + WHICH, key] = 0
 
 
-@hook
+@tight
 def move_front(m, L, q, key):
     """Move a key from its list to the head of list q. (`remove` and `push_front` in one, because it is every hit's work.)"""
     head = m[L + ENDS, 3 * q]
@@ -74,30 +80,30 @@ def move_front(m, L, q, key):
         m[L + ENDS, 3 * q] = key + 1
 
 
-@hook
+@tight
 def on_list(m, L, key):
     """Number of the list of the family that holds the key; 0: none."""
     return m[L + WHICH, key]
 
 
-@hook
+@tight
 def length(m, L, q):
     return m[L + ENDS, 3 * q + 2]
 
 
-@hook
+@tight
 def tail(m, L, q):
     """Key at the tail of list q, or -1."""
     return m[L + ENDS, 3 * q + 1] - 1
 
 
-@hook
+@tight
 def newer(m, L, key):
     """The next key towards the head, or -1."""
     return m[L + NEWER, key] - 1
 
 
-@hook
+@tight
 def oldest_free(m, L, q):
     """Key nearest the tail of list q that no member of the current wave is, or -1; passes over pinned keys only."""
     key = m[L + ENDS, 3 * q + 1] - 1
@@ -106,7 +112,7 @@ def oldest_free(m, L, q):
     return key
 
 
-@hook
+@tight
 def take_oldest(m, L, q):
     """Take the key that `oldest_free` finds off a list that has one. -> its slot (what calls `victim` evicts it at once)"""
     key = oldest_free(m, L, q)
@@ -114,7 +120,7 @@ def take_oldest(m, L, q):
     return m[SLOT_OF, key]
 
 
-@hook
+@tight
 def drop_tail(m, L, q):
     """Take the tail off a list that is not empty (a ghost list above its length). -> key"""
     key = m[L + ENDS, 3 * q + 1] - 1

@@ -6,24 +6,24 @@ One list in order of use; a proactive load enters at its head, as if just used.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rgpu.policies.lists import LINKED, move_front, push_front, take_oldest
-from rgpu.policies.loop import OWN, always, compiled, hook, loop, no_event, no_wish, nothing
+from rgpu.policies.lists import LINKED, move_front, push_front, take_oldest, tight
+from rgpu.policies.loop import OWN, always, compiled, loop, no_event, no_wish, nothing
 from rgpu.policies.policy import Traits
 
 L, QUEUE = OWN, 1
 
 
-@hook
+@tight
 def touch(m, f, key, hit):
     move_front(m, L, QUEUE, key)
 
 
-@hook
+@tight
 def arrive(m, f, key):
     push_front(m, L, QUEUE, key)
 
 
-@hook
+@tight
 def victim(m, f):
     return take_oldest(m, L, QUEUE)
 

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from rgpu.errors import InputError
 from rgpu.policies.heap import HEAP_FROM, HEAP_ROWS, WHOLE, drop, remove, settle, smallest, track
+from rgpu.policies.lists import tight
 from rgpu.policies.loop import (
     CAP,
     CLOCK,
@@ -30,7 +31,6 @@ from rgpu.policies.loop import (
     WAVE,
     always,
     compiled,
-    hook,
     loop,
     no_event,
     no_wish,
@@ -44,19 +44,19 @@ HISTORY = HEAP + HEAP_ROWS
 K, CORRELATED, RETAINED = R0, R1, R2  # registers
 
 
-@hook
+@tight
 def rank(m, key, now):
     oldest = m[HISTORY + m[REG, K] - 1, key]
     m[RANK, key] = oldest if oldest > 0 else now - NEVER
     track(m, HEAP, m, RANK, SLOT_OF, key)
 
 
-@hook
+@tight
 def in_correlated_period(m, key):
     return m[HISTORY, key] > 0 and m[REG, EVENT] - m[LAST_EVENT, key] <= m[REG, CORRELATED]
 
 
-@hook
+@tight
 def touch(m, f, key, hit):
     now = m[REG, CLOCK]
     if not (hit and in_correlated_period(m, key)):
@@ -69,7 +69,7 @@ def touch(m, f, key, hit):
     rank(m, key, now)
 
 
-@hook
+@tight
 def arrive(m, f, key):
     if m[REG, EVENT] - m[LAST_EVENT, key] > m[REG, RETAINED]:
         for i in range(HISTORY, HISTORY + m[REG, K]):
@@ -77,12 +77,12 @@ def arrive(m, f, key):
     rank(m, key, m[REG, CLOCK])
 
 
-@hook
+@tight
 def leave(m, f, key):
     drop(m, HEAP, m, RANK, SLOT_OF, key)
 
 
-@hook
+@tight
 def scan(m, spare):
     """Slot of the lowest rank among the evictable; `spare`: of those outside their correlated period."""
     best = NEVER
@@ -97,7 +97,7 @@ def scan(m, spare):
     return slot
 
 
-@hook
+@tight
 def victim(m, f):
     if m[REG, CAP] < HEAP_FROM:
         slot = scan(m, m[REG, CORRELATED] > 0)

@@ -29,11 +29,12 @@ AGE, COUNT, WEIGHT, ONE, DISTANCE = range(5)  # rows and columns of the moments:
 
 
 @compiled
-def _collect(offs, keys, weights, owner, experts, horizon, cap, even, clock, needed, total, moments):  # type: ignore[no-untyped-def]
-    following = np.empty(keys.shape[0], np.int64)
-    last, coming = np.empty(experts, np.int64), np.empty(experts, np.int64)
-    score, count, weight = np.empty(experts, np.int64), np.empty(experts), np.empty(experts)
-    x = np.ones(5)
+def _collect(
+    offs, keys, weights, owner, experts, horizon, cap, even, clock, following, whole, real, needed, total, moments
+):  # type: ignore[no-untyped-def]
+    last, coming, score = whole[0], whole[1], whole[2]  # scratch, a row each
+    count, weight, x = real[0], real[1], real[2]
+    x[ONE] = 1.0
     events = owner.shape[0]
     start = 0
     while start < events:
@@ -94,10 +95,13 @@ def reuse_samples(trace: Any, half_life: int, horizon: int, cap: int) -> tuple[n
     needed, total = np.zeros((layers, USE_BUCKETS, AGE_BUCKETS)), np.zeros((layers, USE_BUCKETS, AGE_BUCKETS))
     moments, clock = np.zeros((layers, 5, 5)), np.zeros((1, 1, 8))
     start_clock(clock, 0, half_life)
+    experts = trace.header.num_experts
+    whole, real = np.zeros((3, experts), np.int64), np.zeros((3, max(5, experts)))
     even = even_share(trace.header.top_k, trace.header.num_experts, half_life)
     for layer in range(layers):
         offs = events.offs[layer * passes : (layer + 1) * passes + 1]
         part = slice(int(offs[0]), int(offs[-1]))
-        _collect(offs - offs[0], events.keys[part], events.weights[part], owner, trace.header.num_experts, horizon, cap, even,
-                 clock[0], needed[layer], total[layer], moments[layer])  # fmt: skip
+        following = np.empty(part.stop - part.start, np.int64)
+        _collect(offs - offs[0], events.keys[part], events.weights[part], owner, experts, horizon, cap, even, clock[0],
+                 following, whole, real, needed[layer], total[layer], moments[layer])  # fmt: skip
     return needed, total, moments

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rgpu.errors import InputError
-from rgpu.policies.lists import LINKED, drop_tail, length, move_front, oldest_free, on_list, push_front, remove
-from rgpu.policies.loop import CAP, OWN, R0, R1, R2, R3, REG, SLOT_OF, always, compiled, hook, loop, no_event, no_wish
+from rgpu.policies.lists import LINKED, drop_tail, length, move_front, oldest_free, on_list, push_front, remove, tight
+from rgpu.policies.loop import CAP, OWN, R0, R1, R2, R3, REG, SLOT_OF, always, compiled, loop, no_event, no_wish
 from rgpu.policies.policy import Setting, Traits
 
 L, SMALL, MAIN, GHOST = OWN, 1, 2, 3
@@ -22,13 +22,13 @@ USES = OWN + LINKED  # m[USES, key]: hits since it was loaded or promoted, less 
 SMALL_SHARE, GHOST_SHARE, PROMOTE, SPILL = R0, R1, R2, R3  # registers
 
 
-@hook
+@tight
 def touch(m, f, key, hit):
     if hit and m[USES, key] < 3:
         m[USES, key] += 1
 
 
-@hook
+@tight
 def arrive(m, f, key):
     m[USES, key] = 0
     if on_list(m, L, key) == GHOST:
@@ -41,7 +41,7 @@ def arrive(m, f, key):
         drop_tail(m, L, GHOST)
 
 
-@hook
+@tight
 def leave(m, f, key):
     if on_list(m, L, key) == SMALL:
         move_front(m, L, GHOST, key)
@@ -49,7 +49,7 @@ def leave(m, f, key):
         remove(m, L, key)
 
 
-@hook
+@tight
 def from_small(m):
     key = oldest_free(m, L, SMALL)
     while key >= 0 and m[USES, key] >= m[REG, PROMOTE]:
@@ -59,7 +59,7 @@ def from_small(m):
     return key
 
 
-@hook
+@tight
 def from_main(m):
     key = oldest_free(m, L, MAIN)
     while key >= 0 and m[USES, key] > 0:
@@ -69,7 +69,7 @@ def from_main(m):
     return key
 
 
-@hook
+@tight
 def victim(m, f):
     m[REG, SPILL] = 0
     key = -1

@@ -8,7 +8,7 @@ of the current wave and leaves their mark. A proactive load's first use counts a
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rgpu.policies.lists import LINKED, newer, push_front, remove, tail
+from rgpu.policies.lists import LINKED, newer, push_front, remove, tail, tight
 from rgpu.policies.loop import (
     OWN,
     PIN,
@@ -18,7 +18,6 @@ from rgpu.policies.loop import (
     WAVE,
     always,
     compiled,
-    hook,
     loop,
     no_event,
     no_wish,
@@ -31,19 +30,19 @@ VISITED = OWN + LINKED  # m[VISITED, key]: 1 after a hit, until the hand comes b
 HAND = R0  # register: key + 1 that the hand looks at next; 0: the tail
 
 
-@hook
+@tight
 def touch(m, f, key, hit):
     if hit:
         m[VISITED, key] = 1
 
 
-@hook
+@tight
 def arrive(m, f, key):
     m[VISITED, key] = 0
     push_front(m, L, QUEUE, key)
 
 
-@hook
+@tight
 def victim(m, f):
     key = m[REG, HAND] - 1
     while True:

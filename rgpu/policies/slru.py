@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rgpu.errors import InputError
-from rgpu.policies.lists import LINKED, length, move_front, oldest_free, on_list, push_front, remove, tail
+from rgpu.policies.lists import LINKED, length, move_front, oldest_free, on_list, push_front, remove, tail, tight
 from rgpu.policies.loop import (
     CAP,
     OWN,
@@ -23,7 +23,6 @@ from rgpu.policies.loop import (
     SLOT_OF,
     always,
     compiled,
-    hook,
     loop,
     no_event,
     no_wish,
@@ -35,7 +34,7 @@ L = OWN  # lists 1 .. segments, the lowest first
 SEGMENTS, SHARE, SPILL = R0, R1, R2  # registers
 
 
-@hook
+@tight
 def touch(m, f, key, hit):
     q = on_list(m, L, key)
     if hit and q < m[REG, SEGMENTS]:
@@ -46,7 +45,7 @@ def touch(m, f, key, hit):
         move_front(m, L, q, tail(m, L, q + 1))
 
 
-@hook
+@tight
 def arrive(m, f, key):
     q = 1
     if m[REG, SPILL]:
@@ -57,7 +56,7 @@ def arrive(m, f, key):
     push_front(m, L, q, key)
 
 
-@hook
+@tight
 def victim(m, f):
     q = 1
     key = oldest_free(m, L, q)

@@ -11,21 +11,21 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rgpu.errors import InputError
-from rgpu.policies.lists import LINKED, drop_tail, length, move_front, oldest_free, on_list, push_front, remove
-from rgpu.policies.loop import CAP, OWN, R0, R1, REG, SLOT_OF, always, compiled, hook, loop, no_event, no_wish
+from rgpu.policies.lists import LINKED, drop_tail, length, move_front, oldest_free, on_list, push_front, remove, tight
+from rgpu.policies.loop import CAP, OWN, R0, R1, REG, SLOT_OF, always, compiled, loop, no_event, no_wish
 from rgpu.policies.policy import Setting, Traits
 
 L, A1IN, A1OUT, AM = OWN, 1, 2, 3
 IN_SHARE, OUT_SHARE = R0, R1  # registers: how long A1in and A1out may grow
 
 
-@hook
+@tight
 def touch(m, f, key, hit):
     if on_list(m, L, key) == AM:
         move_front(m, L, AM, key)
 
 
-@hook
+@tight
 def arrive(m, f, key):
     if on_list(m, L, key) == A1OUT:
         move_front(m, L, AM, key)
@@ -35,7 +35,7 @@ def arrive(m, f, key):
         drop_tail(m, L, A1OUT)
 
 
-@hook
+@tight
 def leave(m, f, key):
     if on_list(m, L, key) == A1IN:
         move_front(m, L, A1OUT, key)
@@ -43,7 +43,7 @@ def leave(m, f, key):
         remove(m, L, key)
 
 
-@hook
+@tight
 def victim(m, f):
     first = A1IN if length(m, L, A1IN) > m[REG, IN_SHARE] else AM
     key = oldest_free(m, L, first)
