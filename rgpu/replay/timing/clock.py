@@ -7,7 +7,7 @@ compute first; a miss is served by its handler; the event ends when all members 
 import numpy as np
 
 from rgpu.policies.loop import BYPASS, NEVER
-from rgpu.replay.timing.compiled import compiled
+from rgpu.replay.timing.compiled import compiled, inner
 from rgpu.replay.timing.link import (
     BACKLOG,
     BEGUN,
@@ -81,7 +81,7 @@ from rgpu.replay.timing.serve import (
 WALL, COMPUTE, EXPOSED, CPU_WAIT, SYNCED, PARTS = range(6)  # columns of the result, picoseconds a pass
 
 
-@compiled
+@inner
 def dense_ps(cost, work, mach):  # type: ignore[no-untyped-def]
     """A layer beside its routed experts: the slower of its bytes and its operations, and the launch."""
     kv = work[2] if cost[5] else work[1]
@@ -91,7 +91,7 @@ def dense_ps(cost, work, mach):  # type: ignore[no-untyped-def]
     return ps(max(nbytes * mach[BYTE], flop * mach[FLOP])) + np.int64(mach[LAUNCH])
 
 
-@compiled
+@inner
 def open_event(ev, t, nbytes, cost, tokens, members, mach):  # type: ignore[no-untyped-def]
     """Set `ev` for an event of `members` experts whose routing is known at `t`."""
     flop = cost[4] * max(1.0, tokens * cost[6] / max(1, members))
@@ -229,7 +229,7 @@ def run_clock(  # type: ignore[no-untyped-def]
     return reg
 
 
-@compiled
+@inner
 def _submit(q, reg, ring, disk, where, slots, row, nbytes, origin, now, from_disk, mach, tally):  # type: ignore[no-untyped-def]
     """Queue the proactive or initial load of a log's row."""
     slot = row[1] * slots + row[3]

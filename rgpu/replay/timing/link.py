@@ -8,7 +8,7 @@ registers, ring the order of background copies (a power of two of places).
 import numpy as np
 
 from rgpu.policies.loop import NEVER
-from rgpu.replay.timing.compiled import compiled
+from rgpu.replay.timing.compiled import inner
 
 # Columns of q. STATE is 0 (landed, or nothing ever came) or 1 (waiting or under way); READY is when a copy may start.
 KEY, STATE, LEFT, FULL, LATENCY, READY, TICKET, ORIGIN, UNUSED, BYTES, WAVE, FIELDS = range(12)
@@ -30,7 +30,7 @@ NONE, ZERO = np.int64(-1), np.int64(0)
 NOTED = 8  # columns of a recording: track, what, begin, end, event, slot, key, bytes; row 0 holds the count
 
 
-@compiled
+@inner
 def note(rec, reg, track, what, begin, end, event, slot, key, nbytes):  # type: ignore[no-untyped-def]
     """Record a slice where there is a recording, its window is open and it has room."""
     if reg[RECORD] and end > begin and rec[0, 0] + 1 < rec.shape[0]:
@@ -40,7 +40,7 @@ def note(rec, reg, track, what, begin, end, event, slot, key, nbytes):  # type: 
         rec[at, 4], rec[at, 5], rec[at, 6], rec[at, 7] = event, slot, key, nbytes
 
 
-@compiled
+@inner
 def settle_disk(q, reg, disk, until, rec):  # type: ignore[no-untyped-def]
     """Run queued reads up to `until`; the copies that waited for them may start."""
     while reg[DISK_HEAD] < reg[DISK_TAIL]:
@@ -67,7 +67,7 @@ def settle_disk(q, reg, disk, until, rec):  # type: ignore[no-untyped-def]
             q[slot, READY] = end
 
 
-@compiled
+@inner
 def settle(q, reg, ring, disk, until, rec):  # type: ignore[no-untyped-def]
     """Run background copies in order up to `until`. Copies behind one that waits for the disk wait with it."""
     settle_disk(q, reg, disk, until, rec)
@@ -89,7 +89,7 @@ def settle(q, reg, ring, disk, until, rec):  # type: ignore[no-untyped-def]
         reg[HEAD] += 1
 
 
-@compiled
+@inner
 def _run(q, reg, slot, spent, rec):  # type: ignore[no-untyped-def]
     """The copy under way goes on for `spent` and stops: landed where nothing is left of it."""
     note(rec, reg, LINK_TRACK, AHEAD, reg[BEGUN], reg[BEGUN] + spent, NONE, slot, q[slot, KEY], q[slot, BYTES])
@@ -103,7 +103,7 @@ def _run(q, reg, slot, spent, rec):  # type: ignore[no-untyped-def]
         reg[LIVE] -= 1
 
 
-@compiled
+@inner
 def interrupt(q, reg, ring, now, chunk, rec):  # type: ignore[no-untyped-def]
     """Stop the background copy under way at its next chunk border; FREE is then when a demand copy may start."""
     if reg[BEGUN] < 0:
@@ -118,7 +118,7 @@ def interrupt(q, reg, ring, now, chunk, rec):  # type: ignore[no-untyped-def]
         reg[HEAD] += 1
 
 
-@compiled
+@inner
 def demand(q, reg, ring, now, earliest, spent, rec, event, slot, key, nbytes):  # type: ignore[no-untyped-def]
     """A copy that goes first, begun at the earliest at `earliest`; call `interrupt` before. -> when it has landed."""
     begin = max(now, reg[FREE], earliest)
@@ -128,7 +128,7 @@ def demand(q, reg, ring, now, earliest, spent, rec, event, slot, key, nbytes):  
     return begin + spent
 
 
-@compiled
+@inner
 def read_now(reg, disk, q, now, spent, rec, event, slot, key, nbytes):  # type: ignore[no-untyped-def]
     """A disk read that goes first, after the request under way. -> when it is done."""
     if reg[DISK_BEGUN] >= 0:
@@ -142,7 +142,7 @@ def read_now(reg, disk, q, now, spent, rec, event, slot, key, nbytes):  # type: 
     return begin + spent
 
 
-@compiled
+@inner
 def promote(q, reg, ring, disk, now, chunk, read, slot, rec, event):  # type: ignore[no-untyped-def]
     """A background copy becomes a demand copy; `read` is what its disk read takes where it is not done.
     -> when it has landed."""
@@ -165,7 +165,7 @@ def promote(q, reg, ring, disk, now, chunk, read, slot, rec, event):  # type: ig
     return demand(q, reg, ring, now, q[slot, READY], q[slot, LEFT], rec, event, slot, q[slot, KEY], q[slot, BYTES])
 
 
-@compiled
+@inner
 def vacate(q, reg, ring, slot, now, chunk, tally, rec):  # type: ignore[no-untyped-def]
     """The slot's expert is evicted: a copy that has not landed ends here (at a chunk border), its rest never moves."""
     moved = q[slot, BYTES]
@@ -189,7 +189,7 @@ def vacate(q, reg, ring, slot, now, chunk, tally, rec):  # type: ignore[no-untyp
         q[slot, UNUSED] = 0
 
 
-@compiled
+@inner
 def enqueue(q, reg, ring, disk, slot, key, origin, nbytes, latency, data, ready, read, tally):  # type: ignore[no-untyped-def]
     """Submit a background copy into a slot that was vacated; `read` above 0: after a disk read that takes so long."""
     q[slot, TICKET] += 1
@@ -213,14 +213,14 @@ def enqueue(q, reg, ring, disk, slot, key, origin, nbytes, latency, data, ready,
         reg[DISK_TAIL] += 1
 
 
-@compiled
+@inner
 def begun(q, reg, ring, slot, latency):  # type: ignore[no-untyped-def]
     """Whether a copy that has not landed has moved anything yet."""
     running = reg[BEGUN] >= 0 and ring[reg[HEAD] & (ring.shape[0] - 1), 0] == slot
     return running or q[slot, LEFT] < q[slot, FULL] + latency
 
 
-@compiled
+@inner
 def restart(q, reg, where, tally, now):  # type: ignore[no-untyped-def]
     """Every pool is emptied: nothing waits any more, and what was never used stays pending."""
     for s in range(q.shape[0]):
@@ -243,21 +243,17 @@ def restart(q, reg, where, tally, now):  # type: ignore[no-untyped-def]
     reg[FREE], reg[DISK_FREE] = now, now
 
 
-@compiled
+@inner
 def _compact(q, reg, ring, head, tail, busy):  # type: ignore[no-untyped-def]
     """Drop entries of copies that were evicted or promoted once the ring is full; live ones are at most one a slot.
     What is under way (`busy`) stays first."""
     if reg[tail] - reg[head] < ring.shape[0]:
         return
-    rows, n = ring.shape[0], 0
-    kept = np.empty((rows, ring.shape[1]), np.int64)
+    mask, end = ring.shape[0] - 1, reg[head]
     for i in range(reg[head], reg[tail]):
-        at = i & (rows - 1)
+        at = i & mask
         if ring[at, 1] == q[ring[at, 0], TICKET] or (busy and i == reg[head]):
             for c in range(ring.shape[1]):
-                kept[n, c] = ring[at, c]
-            n += 1
-    for i in range(n):
-        for c in range(ring.shape[1]):
-            ring[i, c] = kept[i, c]
-    reg[head], reg[tail] = 0, n
+                ring[end & mask, c] = ring[at, c]
+            end += 1
+    reg[tail] = end

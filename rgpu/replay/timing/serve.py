@@ -6,7 +6,7 @@
 import numpy as np
 
 from rgpu.policies.loop import BYPASS, NEVER
-from rgpu.replay.timing.compiled import compiled
+from rgpu.replay.timing.compiled import inner
 from rgpu.replay.timing.link import (
     BYTES,
     CPU_BYTES,
@@ -49,13 +49,13 @@ BY_WAVE, BY_EXPERT, STREAMED = range(3)  # when computing may begin beside copie
 ) = range(22)  # fmt: skip
 
 
-@compiled
+@inner
 def ps(x):  # type: ignore[no-untyped-def]
     """Whole picoseconds, rounded up: the clock is never faster than the machine."""
     return np.int64(np.ceil(x))
 
 
-@compiled
+@inner
 def compute(ev, reg, ready, slot, key, rec):  # type: ignore[no-untyped-def]
     """The device computes one member that is there from `ready` on; with waves, once its wave is gathered."""
     ev[COMPUTED] += ev[EACH]
@@ -70,7 +70,7 @@ def compute(ev, reg, ready, slot, key, rec):  # type: ignore[no-untyped-def]
     note(rec, reg, GPU_TRACK, EXPERTS, ev[GPU] - ev[EACH], ev[GPU], ev[E], slot, key, ev[NBYTES])
 
 
-@compiled
+@inner
 def close_wave(ev, reg, rec):  # type: ignore[no-untyped-def]
     """The wave gathered so far is computed."""
     begin = max(ev[GPU], ev[LANDED])
@@ -82,7 +82,7 @@ def close_wave(ev, reg, rec):  # type: ignore[no-untyped-def]
     ev[WAVE_NOW] += 1
 
 
-@compiled
+@inner
 def serve_late(ev, q, reg, ring, disk, mach, handler, slot, key, tally, rec):  # type: ignore[no-untyped-def]
     """A member whose copy was submitted but has not landed: its rest goes first. Where the CPU serves misses and nothing
     of it has moved, the CPU computes it from host memory as it would a miss, and the copy stays where it is."""
@@ -101,7 +101,7 @@ def serve_late(ev, q, reg, ring, disk, mach, handler, slot, key, tally, rec):  #
     compute(ev, reg, at, slot, key, rec)
 
 
-@compiled
+@inner
 def on_cpu(ev, reg, mach, ready, key, tally, rec):  # type: ignore[no-untyped-def]
     """The CPU computes one expert where it lies, more slowly while copies share host memory."""
     begin = max(ev[CPU_AT], ready)
@@ -117,7 +117,7 @@ def on_cpu(ev, reg, mach, ready, key, tally, rec):  # type: ignore[no-untyped-de
     tally[CPU_EXPERTS] += 1
 
 
-@compiled
+@inner
 def fetch(ev, q, reg, ring, disk, where, keys, codes, a0, a1, kept, misses, staging, from_disk, tracked, tally, rec):  # type: ignore[no-untyped-def]
     """Misses are copied in rank order: kept ones wave by wave into their slots, then the others through staging slots.
 
@@ -169,7 +169,7 @@ def fetch(ev, q, reg, ring, disk, where, keys, codes, a0, a1, kept, misses, stag
         n += 1
 
 
-@compiled
+@inner
 def last_read(ev, q, reg, disk, keys, codes, a0, a1, from_disk, rec):  # type: ignore[no-untyped-def]
     """Read every miss that is not in host memory; -> when the last one is there."""
     at = ev[T]
@@ -179,7 +179,7 @@ def last_read(ev, q, reg, disk, keys, codes, a0, a1, from_disk, rec):  # type: i
     return at
 
 
-@compiled
+@inner
 def zero_copy(ev, q, reg, ring, disk, keys, codes, a0, a1, misses, from_disk, mach, tally, rec):  # type: ignore[no-untyped-def]
     """The kernel reads misses over the link while it computes; kept ones land in their slots on the way."""
     read = last_read(ev, q, reg, disk, keys, codes, a0, a1, from_disk, rec)
@@ -199,7 +199,7 @@ def zero_copy(ev, q, reg, ring, disk, keys, codes, a0, a1, misses, from_disk, ma
     tally[LINK_COPIES] += misses
 
 
-@compiled
+@inner
 def split(ev, q, reg, ring, disk, keys, codes, a0, a1, misses, from_disk, mach, tally, rec):  # type: ignore[no-untyped-def]
     """Misses are divided so that the link and the CPU end together; -> bytes that went over the link.
 
@@ -240,7 +240,7 @@ def split(ev, q, reg, ring, disk, keys, codes, a0, a1, misses, from_disk, mach, 
     return moved
 
 
-@compiled
+@inner
 def keep(ev, q, reg, ring, disk, where, keys, codes, a0, a1, moved, mach, now, tally, rec):  # type: ignore[no-untyped-def]
     """Slots of kept misses after an event that did not fetch them: the first `moved` bytes are there, the rest of them is
     uploaded in the background."""
