@@ -12,6 +12,8 @@ from numba import njit
 from rgpu.errors import TraceError
 from rgpu.policies.calibration import routing_vectors
 
+ROWS = 16384  # rows of a trace reduced at a time
+
 
 @njit(cache=True, nogil=True)
 def mean_rows(x_TF):  # type: ignore[no-untyped-def]
@@ -89,22 +91,47 @@ def trace_features(kind: str, trace: Any, order: np.ndarray, starts: np.ndarray)
             return np.stack([routing_vectors(trace, layer, at) for layer in range(trace.layers)], 1).reshape(
                 -1, experts
             )
-    rows = []
-    empty = np.zeros((0, trace.header.top_k), np.float32)
-    for g in range(len(starts) - 1):
-        at = order[starts[g] : starts[g + 1]]
-        hidden = trace.hidden[at].astype(np.float32) if kind == "hidden" else None
-        logits = (
-            trace.router_logits[at].astype(np.float32) if kind == "router" and trace.router_logits is not None else None
-        )
-        weights = trace.weights[at].astype(np.float32) if trace.weights is not None else None
-        for layer in range(trace.layers):
-            rows.append(
-                event_feature(
-                    kind, np.ascontiguousarray(trace.expert_ids[at, layer]),
-                    empty if weights is None else np.ascontiguousarray(weights[:, layer]),
-                    None if hidden is None else np.ascontiguousarray(hidden[:, layer]),
-                    None if logits is None else np.ascontiguousarray(logits[:, layer]), experts, missing,
-                )
-            )  # fmt: skip
-    return np.stack(rows) if rows else np.zeros((1, 0), np.float32)
+    logits = trace.router_logits if kind == "router" else None
+    width = trace.hidden.shape[2] if kind == "hidden" else experts
+    out_GLF = np.empty((len(starts) - 1, trace.layers, width), np.float32)
+    first = 0
+    while first < len(out_GLF):  # as many passes as bring ROWS rows, or one
+        last = max(first + 1, int(np.searchsorted(starts, starts[first] + ROWS, "right")) - 1)
+        at, offs = order[starts[first] : starts[last]], starts[first : last + 1] - starts[first]
+        part_GLF = out_GLF[first:last]
+        if kind == "hidden":
+            _each_rows(np.ascontiguousarray(trace.hidden[at], np.float32), offs, part_GLF)
+        elif logits is not None:
+            _each_softmax(np.ascontiguousarray(logits[at], np.float32), offs, part_GLF)
+        else:
+            given = (
+                trace.weights[at].astype(np.float32) if trace.weights is not None else np.zeros((0, 1, 1), np.float32)
+            )
+            _each_routing(np.ascontiguousarray(trace.expert_ids[at]), given, offs, missing, part_GLF)
+        first = last
+    return out_GLF.reshape(-1, width)
+
+
+@njit(cache=True, nogil=True)
+def _each_rows(x_NLF, offs, out_GLF):  # type: ignore[no-untyped-def]
+    """`mean_rows` of every pass and layer; pass g has rows offs[g] to offs[g + 1] of x."""
+    for g in range(out_GLF.shape[0]):
+        for layer in range(out_GLF.shape[1]):
+            out_GLF[g, layer] = mean_rows(x_NLF[offs[g] : offs[g + 1], layer])
+
+
+@njit(cache=True, nogil=True)
+def _each_softmax(x_NLE, offs, out_GLE):  # type: ignore[no-untyped-def]
+    for g in range(out_GLE.shape[0]):
+        for layer in range(out_GLE.shape[1]):
+            out_GLE[g, layer] = mean_softmax(x_NLE[offs[g] : offs[g + 1], layer])
+
+
+@njit(cache=True, nogil=True)
+def _each_routing(ids_NLK, weights_NLK, offs, missing, out_GLE):  # type: ignore[no-untyped-def]
+    experts = out_GLE.shape[2]
+    for g in range(out_GLE.shape[0]):
+        for layer in range(out_GLE.shape[1]):
+            a, b = offs[g], offs[g + 1]
+            weights_TK = weights_NLK[a:b, layer] if weights_NLK.shape[0] else weights_NLK[:, 0]
+            out_GLE[g, layer] = mean_routing(ids_NLK[a:b, layer], weights_TK, experts, missing)
