@@ -35,7 +35,7 @@ from rgpu.policies.state import *  # a policy finds every name it is written wit
 def _stamp() -> str:
     """Hash of every source inlined into a policy's `run`: numba itself watches only the policy's own file."""
     folder = pathlib.Path(__file__).parent
-    parts = ("state", "decide", "projection", "ring", "trajectory", "slots", "adaptive", "memory")
+    parts = ("state", "decide", "projection", "ring", "trajectory", "slots", "adaptive", "memory", "spaces")
     shared = ("state.py", "gate.py", "loop.py", "hooks.py", "lists.py", "heap.py", "levels.py", "fading.py")
     sources = b"".join((folder / name).read_bytes() for name in (*shared, *(f"rotation/{part}.py" for part in parts)))
     return hashlib.sha256(sources + numba.__version__.encode()).hexdigest()[:12]

@@ -21,7 +21,7 @@ from rgpu.types import MoEShape
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """`rows`/`frows`: the policy's rows of m and f; `signatures`: one more row of f for each key, as wide as the feature.
+    """`rows`/`frows`: the policy's rows of m and f; `signatures`: so many more rows of f for each key, as wide as the feature.
     `staging`: some misses are served without being kept, so
     staging slots come out of the budget. `needs_future`: clairvoyant. `bound`: an offline bound, never run live.
     `weights`: needs gate weights. `feature`: what
@@ -36,7 +36,7 @@ class Traits:
     weights: bool = False
     feature: str = ""
     calibration: bool = False
-    signatures: bool = False
+    signatures: int = 0
     demand: bool = True
 
 

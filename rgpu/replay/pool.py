@@ -106,7 +106,7 @@ def initial_state(
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """(m, f, fill): prepared state and the keys each pool is filled with before the first event (empty arrays: none)."""
     traits = policy.traits
-    frows = traits.frows + (layout.keys if traits.signatures else 0)
+    frows = traits.frows + layout.keys * traits.signatures
     m, f = make_state(layout.pools, layout.keys, layout.main, traits.rows, frows, width, seed)
     m[:, SIZE, : layout.keys] = layout.size_of
     tight = layout.byte_cap > 0

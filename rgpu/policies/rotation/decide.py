@@ -2,7 +2,8 @@
 
 A pool is one rotation domain. In `per_layer` every event decides for its own layer. In `grouped` and `synchronised` the
 domain's first layer decides once a token for all its layers, from its own input; the others follow. `switching` does
-the latter while the hit rate is good and the former while it is not.
+the latter while the hit rate is good and the former while it is not, each with signatures
+taken in the input that it reads.
 """
 
 from rgpu.policies.loop import hook
@@ -11,6 +12,7 @@ from rgpu.policies.rotation.adaptive import adapt, allowance, observe, storm
 from rgpu.policies.rotation.memory import favour, recall, save
 from rgpu.policies.rotation.projection import blend, project, sum_heads, turn
 from rgpu.policies.rotation.ring import by_phase, by_shift, phase_of
+from rgpu.policies.rotation.spaces import exchange
 from rgpu.policies.rotation.trajectory import by_trajectory, remember
 
 
@@ -75,6 +77,8 @@ def decide(m, f, keys, weights, feature):
         mode = m[s.INTS, s.SHARED]
         good = f[s.NOW, s.HIT_RATE] >= f[s.MORE, s.SWITCH_BELOW]
         m[s.LIVE, s.JOINT] = mode == s.TOGETHER or (mode == s.SWITCHING and good)
+        if mode == s.SWITCHING and m[s.LIVE, s.JOINT] != m[s.LIVE, s.USED]:
+            exchange(m, f)
     together = m[s.LIVE, s.JOINT]
     if together and first > 0:
         return

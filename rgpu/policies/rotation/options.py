@@ -158,6 +158,10 @@ class Rotation:
         return 0 if self.tau_return is None else self.return_depth
 
     @property
+    def switching(self) -> bool:
+        return self.mode == "switching"
+
+    @property
     def standardised(self) -> bool:
         """Whether several scores add up, so that each is brought to one scale first."""
         return len(self.transforms) > 1
@@ -165,7 +169,8 @@ class Rotation:
     @property
     def traits(self) -> Traits:
         return Traits(
-            rows=s.rows(self.depth), frows=s.frows(self.heads, self.depth, self.trajectory), signatures=True, staging=True,
+            rows=s.rows(self.depth, self.switching), signatures=1 + self.switching, staging=True,
+            frows=s.frows(self.heads, self.depth, self.trajectory, self.switching),
             feature="hidden", calibration=True, demand=False,
         )  # fmt: skip
 

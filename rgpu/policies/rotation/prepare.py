@@ -14,6 +14,7 @@ from rgpu.policies.rotation.learning import fit, pairs, random_rotation
 from rgpu.policies.rotation.ring import TURN, plane, ring
 from rgpu.policies.rotation.signatures import features, mean_signatures, mean_windows, read_routers, unit_rows
 from rgpu.policies.rotation.slots import shares
+from rgpu.policies.rotation.spaces import exchange
 
 if TYPE_CHECKING:
     from rgpu.policies.rotation.options import Rotation
@@ -35,8 +36,14 @@ def prepare(choice: "Rotation", setting: Setting) -> None:
                 f"policy.router: got routers of shape {routers[0].shape}; expected {expected} (layers, experts, hidden); "
                 "set policy.router to the trace's model"
             )
+    if choice.switching:
+        for layer in range(setting.shape.layers):
+            calibrate(choice, setting, layer, routers, together=True)
+        for m, f in zip(setting.m, setting.f, strict=True):
+            exchange.py_func(m, f)
+            m[s.LIVE, s.USED] = 0  # each layer's own space is used first
     for layer in range(setting.shape.layers):
-        calibrate(choice, setting, layer, routers)
+        calibrate(choice, setting, layer, routers, together=MODES[choice.mode] == s.TOGETHER)
     plan_fill(choice, setting)
 
 
@@ -85,7 +92,7 @@ def check(choice: "Rotation", setting: Setting) -> None:
 def registers(choice: "Rotation", setting: Setting) -> None:
     c, experts = choice, setting.shape.experts
     first_buffer = s.recalled_row(c.heads) + c.depth
-    first_signature = s.frows(c.heads, c.depth, c.trajectory)
+    first_signature = s.frows(c.heads, c.depth, c.trajectory, c.switching)
     kinds = sum(KINDS[name] for name in c.transforms)
     adaptive = c.adaptive_step * s.STEP_BIT + c.adaptive_cycle * s.CYCLE_BIT + c.adaptive_window * s.WINDOW_BIT
     for p, (m, f) in enumerate(zip(setting.m, setting.f, strict=True)):
@@ -115,13 +122,16 @@ def registers(choice: "Rotation", setting: Setting) -> None:
             c.online_rate, c.online_below, c.switch_below, c.kl_threshold, c.cycle_entropy, c.average, c.window_short,
             c.window_long,
         )  # fmt: skip
+        m[s.LIVE, s.SPARE : s.SPARE_RANK + 1] = s.spare_row(c.heads, c.depth, c.trajectory), s.MEMORY + 2 * c.depth
         f[s.NOW, s.STEP_NOW] = f[s.NUMBERS, s.STEP]
 
 
-def calibrate(choice: "Rotation", setting: Setting, layer: int, routers: tuple[np.ndarray, np.ndarray] | None) -> None:
-    """Rotated signatures, biases, plane and ring of one layer, head by head."""
+def calibrate(
+    choice: "Rotation", setting: Setting, layer: int, routers: tuple[np.ndarray, np.ndarray] | None, *, together: bool
+) -> None:
+    """Rotated signatures, biases, plane and ring of one layer, head by head; `together`: in the space of the pool's first
+    layer, whose input then decides."""
     trace, experts, pool = setting.calibration, setting.shape.experts, setting.pool_of[layer]
-    together = MODES[choice.mode] == s.TOGETHER
     driver = int(np.flatnonzero(setting.pool_of == pool)[0]) if together else layer
     x_NF = features(trace, driver, setting.feature)
     y_NE = routing_vectors(trace, layer, slice(None))

@@ -28,10 +28,10 @@ MEMORY = RANK + MOST_HEADS  # + 2 * entry: [key] 1 + owner in the stored set, 0:
 # Columns of m[INTS]: set once.
 (EXPERTS, KEYS, HEADS, TRANSFORMS, STANDARD, DIRECTION, AHEAD, SHARED, KEEP, ADAPTIVE, ONLINE, DEPTH, RETURN_STEP,
  STORM, POOLING) = range(15)  # fmt: skip
-# Columns of m[LIVE]: the first four are set once (offsets of blocks of f, cycle), the rest change.
-(SIGNATURE, TRAJECTORY, BUFFER, CYCLE, CYCLE_NOW, WINDOW, FROM, TO, PHASE, HEAD, WISHES, AT, STAMP, FIRST, JOINT) = (
-    range(15)
-)
+# Columns of m[LIVE]: the first four are set once (offsets of blocks of f, cycle), the rest change; SPARE, SPARE_RANK and
+# USED are of switching mode only: the rows of the spare space, and whether the joint one is in use.
+(SIGNATURE, TRAJECTORY, BUFFER, CYCLE, CYCLE_NOW, WINDOW, FROM, TO, PHASE, HEAD, WISHES, AT, STAMP, FIRST, JOINT, SPARE,
+ SPARE_RANK, USED) = range(18)  # fmt: skip
 
 PROJECTION, PHASE_ROTATION, CYCLIC, TRAJECTORIES = 1, 2, 4, 8  # bits of TRANSFORMS
 STEP_BIT, CYCLE_BIT, WINDOW_BIT = 1, 2, 4  # bits of ADAPTIVE
@@ -65,14 +65,20 @@ HEAD_ROWS = 5
 HIT_RATE, ENTROPY, USUAL_ENTROPY, STEP_NOW, DISTANCE, DIVERGENCE = range(6)
 
 
-def rows(depth: int) -> int:
+def rows(depth: int, switching: bool) -> int:
     """Rows of m that the family asks for."""
-    return MEMORY - OWN + 2 * depth
+    return MEMORY - OWN + 2 * depth + (MOST_HEADS if switching else 0)
 
 
-def frows(heads: int, depth: int, trajectory: bool) -> int:
+def frows(heads: int, depth: int, trajectory: bool, switching: bool) -> int:
     """Rows of f, before the signatures."""
-    return FIXED + HEAD_ROWS * heads + depth + (BUFFER_LENGTH + TRAJECTORY_ROWS if trajectory else 0)
+    spare = 2 + HEAD_ROWS * heads if switching else 0
+    return FIXED + HEAD_ROWS * heads + depth + spare + (BUFFER_LENGTH + TRAJECTORY_ROWS if trajectory else 0)
+
+
+def spare_row(heads: int, depth: int, trajectory: bool) -> int:
+    """First row of f where switching mode keeps the planes and biases of the space that is not in use."""
+    return frows(heads, depth, trajectory, False)
 
 
 def recalled_row(heads: int) -> int:

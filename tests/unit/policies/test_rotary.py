@@ -1,5 +1,6 @@
 """The rotary family: what each transform computes, what may move, and what a choice may not depend on."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from rgpu.policies.rotary_paper import RotaryPaper
 from rgpu.policies.rotation import state as s
 from rgpu.policies.rotation.learning import random_rotation
 from rgpu.policies.rotation.ring import by_shift
+from rgpu.policies.rotation.spaces import exchange
 from rgpu.policies.router_lag import RouterLag
 from rgpu.replay.controller import Controller, replay_events
 from rgpu.replay.engine import replay
-from rgpu.replay.pool import PoolConfig
+from rgpu.replay.pool import PoolConfig, initial_state, lay_out
 from rgpu.replay.stream import routing_events
 from rgpu.traces.trace import DECODE, Trace, TraceHeader
 from tests.support import routed_trace
@@ -301,6 +303,34 @@ def test_switching_follows_the_hit_rate() -> None:
         policy = RotaryPaper(mode="switching", switch_below=below, keep_misses=False)
         watched = Watched(policy, toy(6), PoolConfig(scope="global", slots=25))
         assert {layer for _, layer, moved in watched.loads if moved} == leaders
+
+
+@pytest.mark.parametrize("transforms", [["projection"], ["phase"], ["cyclic"], ["projection", "trajectory"]])
+@pytest.mark.parametrize("hidden", [0, 6], ids=["routing", "hidden"])
+def test_switching_that_never_switches_is_one_of_the_two(transforms: list[str], hidden: int) -> None:
+    trace = toy(4, hidden=6) if hidden else replace(toy(4), hidden=None)
+    own: dict[str, Any] = {"transforms": transforms, "rotation": "random"}
+    ways = [(1.0, "per_layer")]
+    if "phase" not in transforms and "cyclic" not in transforms:  # on a ring the first fill is each layer's own
+        ways.append((0.0, "synchronised"))
+    for below, mode in ways:
+        logs = [
+            replay(trace, RotaryPaper(**own, **more), PoolConfig("global", 12), calibration=trace, log=True).log
+            for more in ({"mode": "switching", "switch_below": below}, {"mode": mode})
+        ]
+        assert logs[0] == logs[1], mode
+
+
+def test_switching_changes_spaces_and_back() -> None:
+    trace = toy(3, hidden=6)
+    policy = RotaryPaper(mode="switching", transforms=["projection", "phase"], rotation="random", heads=2)
+    layout = lay_out(PoolConfig("global", 12), policy, trace.shape)
+    m, f, _ = initial_state(layout, policy, trace.shape, "hidden", 6, trace, 0)
+    m0, f0 = m[0].copy(), f[0].copy()
+    exchange.py_func(m[0], f[0])
+    assert m[0, s.LIVE, s.USED] == 1 and not np.array_equal(f[0], f0) and not np.array_equal(m[0, s.RANK], m0[s.RANK])
+    exchange.py_func(m[0], f[0])
+    assert np.array_equal(f[0], f0) and np.array_equal(m[0], m0)
 
 
 def adapted(hidden: np.ndarray, **more: Any) -> Watched:
