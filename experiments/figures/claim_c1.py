@@ -1,5 +1,6 @@
 """C1: hit rate over capacity, and hit rate against bytes moved as the step limit grows."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,7 +25,8 @@ def draw(table: pd.DataFrame, figure: Figure) -> None:
         own = curve[curve["policy"] == policy].sort_values("capacity_share")
         style.line(left, own["capacity_share"], own, label=style.policy_label(policy), **style.policy_style(policy))
     shares = sorted(curve["capacity_share"].unique())
-    left.plot(shares, shares, color="#8a8f98", linestyle=":", label="no skill")
+    kept = [1 - 1 / curve.loc[curve["capacity_share"] == share, "slots"].iloc[0] for share in shares]  # one slot stages
+    left.plot(shares, np.multiply(shares, kept), color="#8a8f98", linestyle=":", label="no skill")
     left.set(xlabel="capacity: share of all experts resident", ylabel="hit rate")
     style.percent(left.xaxis)
     style.percent(left.yaxis)

@@ -12,4 +12,4 @@ GUIDE = "Right of zero: misses rise at the switch. The claim expects static_hot 
 
 
 def draw(table: pd.DataFrame, figure: Figure) -> None:
-    dots(table, figure, NAME, ["surge"], "40 tokens on each side of the switch.")
+    dots(table, figure, NAME, ["surge"], "40 tokens on each side of the switch. Clusters: pairs of documents.")

@@ -8,7 +8,7 @@ from rgpu.experiments.suites.claim.drawing import dots
 NAME = "claim_c3"
 TITLE = "C3: recovery when a topic returns"
 ORDER = 203
-GUIDE = "Lower is better. The claim expects return on to be below return off and LRU."
+GUIDE = "Lower is better. The claim expects return on below return off, and less above its settled rate than LRU."
 
 
 def draw(table: pd.DataFrame, figure: Figure) -> None:
@@ -16,6 +16,7 @@ def draw(table: pd.DataFrame, figure: Figure) -> None:
         table,
         figure,
         NAME,
-        ["miss_after_return"],
-        "The 40 tokens after the return; the similarity threshold was chosen on other texts.",
+        ["miss_after_return", "return_excess"],
+        "The 40 tokens after the return; threshold and depth of the memory were chosen on other documents. "
+        "Clusters: pairs of documents.",
     )

@@ -8,7 +8,10 @@ from rgpu.experiments.suites.claim.drawing import dots
 NAME = "claim_c8"
 TITLE = "C8: modes"
 ORDER = 208
-GUIDE = "Equal slots in all. The claim expects hits and loads to fall from per layer over groups to synchronised."
+GUIDE = (
+    "Equal slots in all; each pool stages one expert, so compare inside one kind of pool. The claim expects hits and loads "
+    "to fall from per layer over groups to synchronised."
+)
 
 
 def draw(table: pd.DataFrame, figure: Figure) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from rgpu.experiments.suites.claim.inputs import Inputs, gather
 from rgpu.experiments.suites.claim.reported import reported
 from rgpu.experiments.suites.claim.scoring import Bench
 from rgpu.experiments.suites.claim.verdicts import Claim
-from rgpu.results.provenance import manifest, stamp, write_atomic, write_manifest
+from rgpu.results.provenance import config_hash, manifest, stamp, write_atomic, write_manifest
 from rgpu.results.rows import append, read
 
 TESTS = (
@@ -43,10 +44,12 @@ def setting_of(cfg: DictConfig, inputs: Inputs) -> Setting:
     experts = inputs.reference.scored.header.num_experts
     quarter = experts // 4
     slots = (quarter,) if cfg.quick else (experts // 8, quarter, 3 * experts // 8, experts // 2)
-    bench = Bench(cfg.seed)
+    config = OmegaConf.to_container(cfg, resolve=True)
+    checksums = [m.whole.header.checksum or m.whole.checksum() for m in (inputs.reference, inputs.switch)]
+    identity = config_hash({"config": config, "inputs": checksums, "commit": manifest(config)["commit"], "suite": 2})
+    bench = Bench(cfg.seed, cfg.workers or os.cpu_count() or 1, Path(cfg.out) / "claims" / f".parts-{identity}")
     materials = [m for m in (inputs.reference, inputs.routing) if m is not None]
     chosen = {m.name: choose(bench, m, quarter, cfg.quick) for m in tqdm(materials, desc="choosing", disable=None)}
-    config = OmegaConf.to_container(cfg, resolve=True)
     return Setting(inputs, bench, slots, quarter, chosen, stamp(config, seed=cfg.seed), cfg.quick)
 
 
@@ -70,12 +73,13 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "claims": [claim.to_json() for claim in claims],
         "not_testable": reported(),
         "chosen": {name: described(arm) for name, arm in setting.chosen.items()},
-        "reread_agreement": {m.name: m.agreement for m in (inputs.reference, inputs.switch)},
+        "reread_agreement": {inputs.reference.name: inputs.reference.agreement},
         "limits": limits(cfg, inputs),
         "rows": str(rows),
         "seconds": round(time.perf_counter() - began, 1),
     }
     write_atomic(out / "claims.json", (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+    setting.bench.clear()
     document["report"] = str(build_page(document, index, out))
     return document
 

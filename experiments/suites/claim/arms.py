@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from rgpu.experiments.suites.claim.inputs import Material
 from rgpu.experiments.suites.claim.scoring import Arm, Bench
 from rgpu.policies.lfu import Lfu
@@ -16,19 +14,27 @@ from rgpu.policies.rotary_hybrid import RotaryHybrid
 from rgpu.policies.rotary_paper import RotaryPaper
 from rgpu.policies.router_lag import RouterLag
 from rgpu.policies.static_hot import StaticHot
+from rgpu.traces.split import split
 
 STEP = 2  # slots of a layer that may change an event, wherever arms must move equally
 
 
+def controls() -> list[Arm]:
+    """What rotation must beat to be credited, and the floor: no skill at all, the router's last word, a linear map."""
+    return [
+        Arm("ring", Ring(step=STEP)),
+        Arm("router_lag", RouterLag(step=STEP)),
+        Arm("linear_residency", LinearResidency(step=STEP)),
+    ]
+
+
 def baselines() -> list[Arm]:
-    """What anyone would try first, and the controls that rotation must beat to be credited."""
+    """What anyone would try first, the controls, and our own variant that may count uses."""
     return [
         Arm("lru", Lru()),
         Arm("lfu", Lfu()),
         Arm("static_hot", StaticHot()),
-        Arm("router_lag", RouterLag()),
-        Arm("linear_residency", LinearResidency(step=STEP)),
-        Arm("ring", Ring()),
+        *controls(),
         Arm("rotary_hybrid", RotaryHybrid()),
     ]
 
@@ -53,14 +59,15 @@ def candidates(quick: bool) -> list[Arm]:
 
 def choose(bench: Bench, material: Material, slots: int, quick: bool) -> Arm:
     """The configuration with the best hit rate among those that move no more than LRU (if any), judged inside the
-    calibration half: half of its sequences calibrate, the others are scored. Labelled "rotary_paper"."""
+    calibration half: half of its documents calibrate, the others are scored. Labelled "rotary_paper"."""
     trace = material.calibration
-    order = np.random.default_rng(0).permutation(trace.sequences)
-    cut = max(1, trace.sequences // 2)
-    inner = Material(f"{material.name}/choose", material.source, trace, trace.select(np.sort(order[:cut])),
-                     trace.select(np.sort(order[cut:])))  # fmt: skip
-    limit = bench.counts(inner, Arm("lru", Lru()), slots).loads_per_token
-    scored = [(arm, bench.counts(inner, arm, slots)) for arm in candidates(quick)]
+    parts = split(trace)
+    inner = Material(f"{material.name}/choose", material.source, trace, trace.select(parts.calibration),
+                     trace.select(parts.scored))  # fmt: skip
+    lru, arms = Arm("lru", Lru()), candidates(quick)
+    bench.prepare(inner, [(arm, slots) for arm in (lru, *arms)])
+    limit = bench.counts(inner, lru, slots).loads_per_token
+    scored = [(arm, bench.counts(inner, arm, slots)) for arm in arms]
     thrifty = [pair for pair in scored if pair[1].loads_per_token <= limit]
     best = max(thrifty or scored, key=lambda pair: pair[1].hit_rate)[0]
     return replace(best, label="rotary_paper")

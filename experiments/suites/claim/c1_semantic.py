@@ -1,34 +1,41 @@
 """C1: rotary residency follows semantic flow better than LRU. At equal capacity, and at equal moved bytes."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from rgpu.experiments.suites.claim.arms import baselines, described, paper
-from rgpu.experiments.suites.claim.context import Setting, at_arm, stacked
+from rgpu.experiments.suites.claim.c1_time import seconds_per_token
+from rgpu.experiments.suites.claim.context import Setting
 from rgpu.experiments.suites.claim.inputs import Material
 from rgpu.experiments.suites.claim.scoring import Arm
 from rgpu.experiments.suites.claim.verdicts import (
+    BETTER,
     CANNOT_TELL,
-    MARGIN,
     NOT_SUPPORTED,
     SUPPORTED,
     Claim,
-    against,
+    Versus,
+    agreed,
     rate,
-    told,
+    versus,
 )
-from rgpu.experiments.suites.published.clock import cost_for, machine, speed_rows
-from rgpu.experiments.suites.published.record import NotTestableError
 from rgpu.policies.admission import Capped, admitted
 from rgpu.policies.belady import Belady
+from rgpu.policies.lfu import Lfu
+from rgpu.policies.linear_residency import LinearResidency
 from rgpu.policies.lru import Lru
 from rgpu.policies.rotary_paper import RotaryPaper
-from rgpu.replay.timing.facts import pass_facts
-from rgpu.replay.timing.simulate import simulate
+from rgpu.policies.router_lag import RouterLag
 
-RIVALS = ("lru", "lfu", "static_hot")
-MACHINES, MISSES = ("rtx4060_laptop", "rtx4090"), ("fetch", "cpu")
+RIVALS = ("lru", "lfu", "static_hot")  # at equal capacity
+MOVING = ("lru", "lfu")  # at equal moved bytes: a static set moves nothing after its fill
 STEPS = (0.25, 0.5, 1, 2, 4, None)
+RULE = (
+    "Supported: more hits than LRU, LFU and static-hot at more than half of the capacities, and for LRU and LFU each some step "
+    "limit with more hits and no more loads (or fewer loads and no fewer hits). Not supported: no more hits than one of the "
+    "three at more than half of the capacities, or, for LRU or LFU, every step limit moves more or hits no more"
+)
 
 
 def test(setting: Setting) -> Claim:
@@ -38,20 +45,16 @@ def test(setting: Setting) -> Claim:
         "KR 10-2026-0070380 [0043]",
         "hit rate and loads per token at every capacity, cold per sequence, the configuration chosen on the calibration "
         "half; and hit rate against loads per token over the step limit at one capacity",
-        "rotary is not above LRU, LFU and static-hot at equal bytes",
+        "no more hits than LRU, LFU or static-hot at equal capacity, or than LRU or LFU at equal moved bytes",
         CANNOT_TELL,
         "",
+        figures=["claim_c1"],
     )
     words = {}
     for material in setting.materials:
         words[material.name], claim.numbers[material.name] = _on(setting, material, claim)
-    verdicts = set(words.values())
-    claim.verdict = verdicts.pop() if len(verdicts) == 1 else CANNOT_TELL
-    claim.why = "; ".join(f"{name}: {word}" for name, word in words.items()) + (
-        ". Supported: more hits than LRU, LFU and static-hot at more than half of the capacities, and some step limit with "
-        "more hits than LRU that moves no more than LRU; not supported: every step limit moves more than LRU or hits no more"
-    )
-    claim.figures = ["claim_c1"]
+    claim.verdict = agreed(words)
+    claim.why = "; ".join(f"{name}: {word}" for name, word in words.items()) + f". {RULE}"
     return claim
 
 
@@ -60,89 +63,65 @@ def _on(setting: Setting, material: Material, claim: Claim) -> tuple[str, dict[s
     arms = [*baselines(), paper("rotary", step=2), chosen]
     if chosen.policy == RotaryPaper():
         arms.remove(next(a for a in arms if a.label == "rotary"))
-    words, by_slots = [], {}
+    shown = [*arms, Arm("belady", Belady())]
+    setting.bench.prepare(material, [(arm, slots) for slots in setting.slots for arm in shown])
+    capacity, by_slots = {}, {}
     for slots in setting.slots:
-        for arm in (*arms, Arm("belady", Belady())):
+        for arm in shown:
             claim.rows += setting.rows(material, "C1", arm, slots, case="capacity")
         found = {a.label: setting.bench.counts(material, a, slots) for a in arms}
-        hit = {
-            r: against(["rotary_paper", r], *stacked([found["rotary_paper"], found[r]], "hits", "accesses"), r)[
-                "rotary_paper"
-            ]
-            for r in RIVALS
-        }
-        words.append("more" if all(c.verdict == "higher" for c in hit.values()) else "not more")
+        own = found["rotary_paper"]
+        capacity[slots] = versus(own, {r: found[r] for r in RIVALS}, tests=len(RIVALS) * len(setting.slots))
         by_slots[slots] = {
-            "hit_rate": {n: rate(found[n].hits, found[n].accesses) for n in found},
-            "loads_per_token": {n: rate(found[n].loads, found[n].tokens) for n in found},
-            "rotary_paper_minus": {r: told(hit[r]) for r in RIVALS},
-            "floor": round(slots / material.scored.header.num_experts, 4),
-            "hits": words[-1],
+            "hit_rate": {n: rate(c.hits, c.accesses) for n, c in found.items()},
+            "loads_per_token": {n: rate(c.loads, c.tokens) for n, c in found.items()},
+            "rotary_paper_minus": {r: v.told() for r, v in capacity[slots].items()},
+            "floor": setting.floor(material, slots),
         }
     dials = _dials(setting, material, claim, chosen)
-    enough = 2 * words.count("more") > len(words)
-    verdict = CANNOT_TELL
-    if enough and any(d["word"] == "more hits, no more loads" for d in dials.values()):
-        verdict = SUPPORTED
-    elif all(d["word"] in ("more loads", "no more hits") for d in dials.values()):
-        verdict = NOT_SUPPORTED
+    verdict = decide(capacity, dials)
     return verdict, {
         "configuration": described(chosen),
         "capacities": by_slots,
-        "simulated_tpot_s": _time(setting, material, claim, arms),
+        "simulated_tpot_s": seconds_per_token(setting, material, claim, shown),
         "step_limits_at_slots": setting.quarter,
-        "step_limits": dials,
+        "step_limits": {step: {r: v.told() for r, v in each.items()} for step, each in dials.items()},
         "verdict": verdict,
     }
 
 
-def _dials(setting: Setting, material: Material, claim: Claim, chosen: Arm) -> dict[str, dict[str, Any]]:
-    """Rotary with a growing step limit against LRU at one capacity, in hits and in loads; rows also of LRU's own dial."""
-    slots, points = setting.quarter, {}
-    lru = setting.bench.counts(material, Arm("lru", Lru()), slots)
-    for n in (None, 1, 2):
-        arm = Arm("lru" if n is None else f"lru, {n} inserts", Lru() if n is None else admitted(Lru(), Capped(n)))
-        case = "dial:all inserts" if n is None else f"dial:{n} inserts"
-        claim.rows += setting.rows(material, "C1", arm, slots, case=case, name="lru")
-    for step in STEPS[1:5] if setting.quick else STEPS:
-        arm = Arm(f"rotary_paper, step {step}", replace(chosen.policy, step=step))  # type: ignore[type-var]
-        own = setting.bench.counts(material, arm, slots)
-        claim.rows += setting.rows(material, "C1", arm, slots, case=f"dial:step {step}", name="rotary_paper")
-        hit = against(["own", "lru"], *stacked([own, lru], "hits", "accesses"), "lru")["own"]
-        margin = MARGIN * lru.loads_per_token
-        load = against(["own", "lru"], *stacked([own, lru], "loads", "tokens"), "lru", margin=margin)["own"]
-        word = "open"
-        if load.verdict == "higher":
-            word = "more loads"
-        elif hit.difference.hi < MARGIN:
-            word = "no more hits"
-        elif hit.verdict == "higher":
-            word = "more hits, no more loads"
-        points[f"step {step}"] = {
-            "hit_rate": round(own.hit_rate, 5), "loads_per_token": round(own.loads_per_token, 5), "word": word,
-            "hits_minus_lru": told(hit), "loads_minus_lru": told(load),
-        }  # fmt: skip
-    return points
+def decide(capacity: Mapping[int, Mapping[str, Versus]], dials: Mapping[str, Mapping[str, Versus]]) -> str:
+    """Verdict from rotary minus its rivals at each capacity, and at each step limit at one capacity; the rule is `RULE`."""
+    half = len(capacity) / 2
+    more = sum(all(v.more_hits for v in each.values()) for each in capacity.values())
+    no_more = sum(any(v.no_more_hits for v in each.values()) for each in capacity.values())
+    if no_more > half:
+        return NOT_SUPPORTED
+    for rival in MOVING:
+        if all(each[rival].more_loads or each[rival].no_more_hits for each in dials.values()):
+            return NOT_SUPPORTED
+    dialled = all(any(each[rival].word == BETTER for each in dials.values()) for rival in MOVING)
+    return SUPPORTED if more > half and dialled else CANNOT_TELL
 
 
-def _time(setting: Setting, material: Material, claim: Claim, arms: list[Arm]) -> dict[str, dict[str, list[float]]]:
-    """Simulated seconds per output token at one capacity, by machine and miss handler: [estimate, lo, hi] of every arm."""
-    trace = material.scored
-    found: dict[str, dict[str, list[float]]] = {}
-    try:
-        cost = cost_for(trace)
-    except NotTestableError:  # no cost is known of this model: hits and loads remain
-        return found
-    facts = pass_facts(trace, cost.window)
-    for arm in (*arms, Arm("belady", Belady())):
-        log = setting.bench.replay(material, arm, setting.quarter, decisions=True).decisions
-        assert log is not None
-        at = at_arm(setting.context(material, "C1"), material, arm, setting.quarter)
-        for name in MACHINES:
-            for miss in MISSES:
-                timing = simulate(log, facts, machine(name), cost, trace.header.top_k, miss=miss)
-                tables = speed_rows(at.at(case=f"{name}, {miss}"), timing, trace.sequences)
-                claim.rows += tables
-                row = tables[0].to_pylist()[0]
-                found.setdefault(f"{name}, {miss}", {})[arm.label] = [row[c] for c in ("value", "lo", "hi")]
-    return found
+def _dials(setting: Setting, material: Material, claim: Claim, chosen: Arm) -> dict[str, dict[str, Versus]]:
+    """Rotary with a growing step limit against LRU and LFU at one capacity; rows also of LRU's and the controls' dials."""
+    slots, steps = setting.quarter, STEPS[1:5] if setting.quick else STEPS
+    own = {f"step {n}": Arm("rotary_paper", replace(chosen.policy, step=n)) for n in steps}  # type: ignore[type-var]
+    arms = [("rotary_paper", case, arm) for case, arm in own.items()]
+    arms.append(("lru", "all inserts", Arm("lru", Lru())))
+    arms += [("lru", f"{n} inserts", Arm("lru", admitted(Lru(), Capped(n)))) for n in (1, 2)]
+    for limit in steps:
+        arms.append(("linear_residency", f"step {limit}", Arm("linear_residency", LinearResidency(step=limit))))
+        if limit is None or limit >= 1:
+            lag = RouterLag(step=None if limit is None else int(limit))
+            arms.append(("router_lag", f"step {limit}", Arm("router_lag", lag)))
+    setting.bench.prepare(material, [(arm, slots) for _, _, arm in arms])
+    for name, case, arm in arms:
+        claim.rows += setting.rows(material, "C1", arm, slots, case=f"dial:{case}", name=name)
+    rivals = {"lru": Arm("lru", Lru()), "lfu": Arm("lfu", Lfu())}
+    found = {r: setting.bench.counts(material, arm, slots) for r, arm in rivals.items()}
+    return {
+        case: versus(setting.bench.counts(material, arm, slots), found, tests=len(MOVING) * len(steps))
+        for case, arm in own.items()
+    }

@@ -3,18 +3,18 @@
 from rgpu.experiments.suites.claim.arms import baselines, paper
 from rgpu.experiments.suites.claim.context import Setting, at_arm
 from rgpu.experiments.suites.claim.scoring import Arm
-from rgpu.experiments.suites.claim.switching import AROUND, around
+from rgpu.experiments.suites.claim.switching import AROUND, around, rise, rise_difference
 from rgpu.experiments.suites.claim.verdicts import (
     CANNOT_TELL,
     MARGIN,
     NOT_SUPPORTED,
     SUPPORTED,
     Claim,
-    mean_difference,
-    mean_of,
+    below,
+    shown,
 )
 from rgpu.policies.static_hot import StaticHot
-from rgpu.results.statistics import bootstrap
+from rgpu.results.statistics import MIN_CLUSTERS, Interval
 
 PROFILED = 32
 OWN = "static_hot, of the text's start"
@@ -25,8 +25,8 @@ def test(setting: Setting) -> Claim:
         "C2",
         "Static hot and cold sets suffer a surge of misses on a change of context, rotation does not",
         "KR 10-2026-0070380 [0011]",
-        f"A to B texts: miss rate in the {AROUND} tokens after the switch minus the {AROUND} before, one a text; the static "
-        f"set is profiled on the first {PROFILED} tokens of the text itself, so that it fits A",
+        f"A to B texts: miss rate in the {AROUND} tokens after the switch minus the {AROUND} before, clustered by pair of "
+        f"documents; the static set is profiled on the first {PROFILED} tokens of the text itself, so that it fits A",
         "static shows no surge, or rotary surges as much",
         CANNOT_TELL,
         "",
@@ -39,28 +39,34 @@ def test(setting: Setting) -> Claim:
         setting.chosen[setting.inputs.reference.name],
         paper("rotary, return", tau_return=0.7),
     ]
-    surge = {}
+    found = {arm.label: around(setting.bench, material, arm, slots, "switch", 0) for arm in arms}
     for arm in arms:
-        found = around(setting.bench, material, arm, slots, "switch", 0)
-        surge[arm.label] = found.surge_S
+        surge = rise(found[arm.label])
         at = at_arm(setting.context(material, "C2"), material, arm, slots)
-        interval = bootstrap(found.surge_S, found.surge_S * 0 + 1)
-        value = {"value": interval.estimate, "lo": interval.lo, "hi": interval.hi, "count": len(found.surge_S)}
+        value = {"value": surge.estimate, "lo": surge.lo, "hi": surge.hi, "count": len(found[arm.label].after)}
         claim.rows.append(at.rows("surge", "share", **value))
-    static = mean_of(surge[OWN])
-    gap, word = mean_difference(surge["rotary_paper"], surge[OWN])
+    static, pairs = rise(found[OWN]), len(found[OWN].after)
+    gap = rise_difference(found["rotary_paper"], found[OWN])
     claim.numbers = {
-        "surge": {label: mean_of(values) for label, values in surge.items()},
-        "rotary_minus_static": gap,
-        "texts": len(surge["lru"]),
+        "surge": {label: shown(rise(one)) for label, one in found.items()},
+        "rotary_minus_static": shown(gap),
+        "pairs_of_documents": pairs,
         "slots": slots,
+        "beside": setting.beside(material, claim, slots),
     }
-    if static[2] < MARGIN:
-        claim.verdict, claim.why = NOT_SUPPORTED, "static shows no surge beyond half a point"
-    elif static[1] > 0 and word == "lower":
-        claim.verdict, claim.why = SUPPORTED, "static surges, rotary surges less"
-    elif word == "higher" or gap[1] > -MARGIN:
-        claim.verdict, claim.why = NOT_SUPPORTED, "rotary surges as much as static, or more"
-    else:
-        claim.why = "the interval of rotary's surge minus static's reaches zero, or static's surge does"
+    claim.verdict, claim.why = decide(static, gap, pairs)
     return claim
+
+
+def decide(static: Interval, gap: Interval, pairs: int) -> tuple[str, str]:
+    """(verdict, why) from the static set's surge and rotary's minus it."""
+    if pairs < MIN_CLUSTERS:
+        return CANNOT_TELL, "too few pairs of documents"
+    if static.hi < MARGIN:
+        return NOT_SUPPORTED, "static shows no surge beyond half a point"
+    word = below(gap, MARGIN, pairs)
+    if word == "not lower":
+        return NOT_SUPPORTED, "rotary surges as much as static, or more"
+    if word == "lower" and static.lo > MARGIN:
+        return SUPPORTED, "static surges, rotary surges less"
+    return CANNOT_TELL, "the interval of rotary's surge minus static's reaches the margin, or static's surge does"

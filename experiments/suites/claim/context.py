@@ -1,12 +1,14 @@
 """What every claim's test is handed."""
 
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
+from rgpu.experiments.suites.claim.arms import controls
 from rgpu.experiments.suites.claim.inputs import Inputs, Material
-from rgpu.experiments.suites.claim.scoring import Arm, Bench, Counts
+from rgpu.experiments.suites.claim.scoring import Arm, Bench
+from rgpu.experiments.suites.claim.verdicts import Claim, rate
 from rgpu.policies.policy import Policy
 from rgpu.results.derive import kind_of
 from rgpu.results.rows import Context
@@ -29,6 +31,23 @@ class Setting:
     def materials(self) -> list[Material]:
         """Those that steady claims are tested on."""
         return [m for m in (self.inputs.reference, self.inputs.routing) if m is not None]
+
+    def floor(self, material: Material, slots: int) -> float:
+        """Hit rate without skill: the share of experts that slots hold beside the one that stages (a pool a layer)."""
+        return round((slots - 1) / material.scored.header.num_experts, 4)
+
+    def beside(self, material: Material, claim: Claim, slots: int) -> dict[str, Any]:
+        """What stands beside every claim: the no-skill line and the controls without a rotation, at `STEP` slots a step.
+        Their rows go into the claim's."""
+        arms = controls()
+        for arm in arms:
+            claim.rows += self.rows(material, claim.id, arm, slots)
+        found = {arm.label: self.bench.counts(material, arm, slots) for arm in arms}
+        return {
+            "floor": self.floor(material, slots),
+            "hit_rate": {n: rate(c.hits, c.accesses) for n, c in found.items()},
+            "loads_per_token": {n: rate(c.loads, c.tokens) for n, c in found.items()},
+        }
 
     def context(self, material: Material, claim: str) -> Context:
         reads = "hidden states" if material.scored.hidden is not None else "the routing vector"
@@ -57,8 +76,3 @@ def at_arm(context: Context, material: Material, arm: Arm, slots: int) -> Contex
         capacity_share=slots / material.scored.header.num_experts,
         staging=1 if policy.traits.staging and not policy.traits.bound else 0,
     )  # fmt: skip
-
-
-def stacked(counts: list[Counts], numerator: str, denominator: str) -> tuple[np.ndarray, np.ndarray]:
-    """([P, S], [P, S]) of some arms, for a paired comparison."""
-    return np.stack([getattr(c, numerator) for c in counts]), np.stack([getattr(c, denominator) for c in counts])

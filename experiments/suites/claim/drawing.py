@@ -13,9 +13,10 @@ WORDS = {
     "loads_per_token": "loads per token",
     "surge": "miss rate after the switch minus before",
     "miss_after_return": "miss rate after the return",
+    "return_excess": "the same, minus the settled rate",
     "window_variance": "variance of the hit rate over windows",
 }
-SHARES = ("hit_rate", "surge", "miss_after_return")
+SHARES = ("hit_rate", "surge", "miss_after_return", "return_excess")
 
 
 def dots(
@@ -39,8 +40,9 @@ def dots(
         if metric in SHARES:
             style.percent(axis.xaxis)
         if metric == "hit_rate" and rows["capacity_share"].notna().any():
-            floor = float(rows["capacity_share"].dropna().iloc[0])
-            axis.axvline(floor, color="#8a8f98", linestyle=":", label="no skill: share of experts resident")
+            first = rows[rows["capacity_share"].notna()].iloc[0]  # one of a layer's slots stages
+            floor = float(first["capacity_share"] * (1 - 1 / first["slots"]))
+            axis.axvline(floor, color="#8a8f98", linestyle=":", label="no skill: share of experts kept")
         if marks and metric in marks:
             value, name = marks[metric]
             axis.axvline(value, color="#d62f2f", linestyle="--", label=name)

@@ -1,6 +1,12 @@
 """Counts of every arm of a claim, one a sequence, each replayed once. Legend: S sequences, W windows of tokens."""
 
+import hashlib
+import io
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -10,6 +16,7 @@ from rgpu.policies.policy import Policy
 from rgpu.replay.engine import ReplayResult, SharedEvents, replay
 from rgpu.replay.placement import place_layers
 from rgpu.replay.pool import PoolConfig
+from rgpu.results.provenance import write_atomic
 
 WINDOW = 32  # tokens over which a hit rate is called stable or not
 
@@ -25,8 +32,7 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """int64 [S] each. `window_variance` float64 [S]: variance over windows of `WINDOW` tokens of the window's hit rate.
-    `seconds`: of the decision loop."""
+    """int64 [S] each. `window_variance` float64 [S]: variance over windows of `WINDOW` tokens of the window's hit rate."""
 
     hits: np.ndarray
     accesses: np.ndarray
@@ -34,7 +40,6 @@ class Counts:
     bytes: np.ndarray
     tokens: np.ndarray
     window_variance: np.ndarray
-    seconds: float
 
     @property
     def hit_rate(self) -> float:
@@ -47,17 +52,42 @@ class Counts:
 
 @dataclass(slots=True)
 class Bench:
-    """Scores arms on the scored half of a material, each once: `counts(material, arm, slots)`."""
+    """Scores arms on the scored half of a material, each once: `counts(material, arm, slots)`. With a `folder` what was
+    counted is kept there until `clear`, so that a killed run goes on."""
 
     seed: int = 0
-    _known: dict[tuple[str, str, str, int], Counts] = field(default_factory=dict)
+    workers: int = 1
+    folder: Path | None = None
+    _known: dict[str, Counts] = field(default_factory=dict)
     _events: dict[str, SharedEvents] = field(default_factory=dict)
 
     def counts(self, material: Material, arm: Arm, slots: int) -> Counts:
-        key = (material.name, arm.label, arm.scope, slots)
+        # by the policy itself, never by its label: two claims may call different policies by one name
+        key = f"{material.name} {arm.policy!r} {arm.scope} {slots}"
         if key not in self._known:
-            self._known[key] = self._count(material, self.replay(material, arm, slots))
+            kept = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz" if self.folder else None
+            if kept is not None and kept.exists():
+                with np.load(kept) as arrays:
+                    self._known[key] = Counts(**{name: arrays[name] for name in arrays.files})
+            else:
+                self._known[key] = self._count(material, self.replay(material, arm, slots))
+                if kept is not None:
+                    buffer = io.BytesIO()
+                    found = self._known[key]
+                    np.savez(buffer, **{name: getattr(found, name) for name in Counts.__dataclass_fields__})
+                    write_atomic(kept, buffer.getvalue())
         return self._known[key]
+
+    def prepare(self, material: Material, wanted: Sequence[tuple[Arm, int]]) -> None:
+        """Count these arms side by side."""
+        self._events.setdefault(material.name, SharedEvents(material.scored))
+        with ThreadPoolExecutor(self.workers) as pool:
+            list(pool.map(lambda pair: self.counts(material, *pair), wanted))
+
+    def clear(self) -> None:
+        """What is kept on disk is not needed any more."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def replay(self, material: Material, arm: Arm, slots: int, decisions: bool = False) -> ReplayResult:
         """One cold replay of the scored half; `slots` a layer whatever the scope."""
@@ -73,7 +103,7 @@ class Bench:
         trace = material.scored
         return Counts(
             result.hits_piece, result.accesses_piece, result.loads_piece, result.pieces[:, LOADED_BYTES],
-            np.diff(trace.seq_offsets), window_variance(result, trace.seq_offsets), result.seconds,
+            np.diff(trace.seq_offsets), window_variance(result, trace.seq_offsets),
         )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ BOUNDS: dict[str, tuple[float, float, bool]] = {
     "window_long": (1, s.BUFFER_LENGTH, False),
     "kl_threshold": (0, np.inf, False),
     "tau_return": (-1, 1, True),
-    "return_depth": (1, 64, False),
+    "return_depth": (1, 1024, False),
     "return_step": (0, np.inf, True),
     "switch_below": (0, 1, False),
     "online_rate": (0, np.pi, False),
