@@ -19,6 +19,8 @@ from rgpu.replay.timing.link import (
     FILL,
     FREE,
     GPU_TRACK,
+    HEAD,
+    KEY,
     LINK_COPIES,
     LIVE,
     NONE,
@@ -29,6 +31,7 @@ from rgpu.replay.timing.link import (
     SYNC,
     UNUSED,
     USEFUL,
+    WANTED,
     WAVE,
     ZERO,
     enqueue,
@@ -167,6 +170,7 @@ def run_clock(  # type: ignore[no-untyped-def]
                 if tracked:
                     if q[s, STATE]:
                         late += 1
+                        q[s, WANTED] = ev[WAVE_FIRST]
                         continue
                     if q[s, UNUSED]:
                         tally[USEFUL] += q[s, BYTES]
@@ -177,9 +181,13 @@ def run_clock(  # type: ignore[no-untyped-def]
             if disks and reg[LIVE] > 0:
                 ev[BUSY_UNTIL] = NEVER  # copies wait for the disk: when they run is not known yet
         if late:
+            if reg[BEGUN] >= 0:  # the copy under way goes on where it is wanted itself, rather than give way to another
+                s = ring[reg[HEAD] & (places - 1), 0]
+                if q[s, WANTED] == ev[WAVE_FIRST]:
+                    serve_late(ev, q, reg, ring, disk, mach, handler, s, q[s, KEY], tally, rec)
             for a in range(a0, a1):
-                key = np.int64(keys[a])
-                if codes[a] < 0 and codes[a] != BYPASS and q[where[pool[e], key], STATE]:
+                if codes[a] < 0 and codes[a] != BYPASS and q[where[pool[e], keys[a]], WANTED] == ev[WAVE_FIRST]:
+                    key = np.int64(keys[a])
                     serve_late(ev, q, reg, ring, disk, mach, handler, where[pool[e], key], key, tally, rec)
         moved = np.float64(nbytes * kept)
         if misses:

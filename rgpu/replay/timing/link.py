@@ -10,8 +10,9 @@ import numpy as np
 from rgpu.policies.loop import NEVER
 from rgpu.replay.timing.compiled import inner
 
-# Columns of q. STATE is 0 (landed, or nothing ever came) or 1 (waiting or under way); READY is when a copy may start.
-KEY, STATE, LEFT, FULL, LATENCY, READY, TICKET, ORIGIN, UNUSED, BYTES, WAVE, FIELDS = range(12)
+# Columns of q. STATE is 0 (landed, or nothing ever came) or 1 (waiting or under way); READY is when a copy may start;
+# WANTED is the first wave of the event that found its copy late and has not served it yet.
+KEY, STATE, LEFT, FULL, LATENCY, READY, TICKET, ORIGIN, UNUSED, BYTES, WAVE, WANTED, FIELDS = range(13)
 # Registers. BEGUN and DISK_BEGUN: when the copy under way went on, -1 none; LIVE copies that have not landed.
 (
     FREE, BEGUN, HEAD, TAIL, BUSY, LIVE, BACKLOG, DISK_FREE, DISK_BEGUN, DISK_HEAD, DISK_TAIL, DISK_BUSY, DISK_DONE, RECORD,

@@ -25,6 +25,7 @@ from rgpu.replay.timing.link import (
     READY,
     UNUSED,
     UPLOAD,
+    WANTED,
     WAVE,
     ZERO,
     begun,
@@ -87,6 +88,7 @@ def serve_late(ev, q, reg, ring, disk, mach, handler, slot, key, tally, rec):  #
     """A member whose copy was submitted but has not landed: its rest goes first. Where the CPU serves misses and nothing
     of it has moved, the CPU computes it from host memory as it would a miss, and the copy stays where it is."""
     tally[LATE_HITS] += 1
+    q[slot, WANTED] = 0
     if q[slot, UNUSED]:
         tally[LATE] += q[slot, BYTES]
         q[slot, UNUSED] = 0

@@ -22,6 +22,19 @@ def test_a_late_prefetch_stalls_for_its_rest() -> None:
     assert summary["late_hits"] == 1 and summary["bytes_late"] == SIZE and summary["bytes_useful"] == 0
 
 
+@pytest.mark.parametrize("chunk", [0.0, 1e5, 1e6])
+@pytest.mark.parametrize("order", [(10, 11), (11, 10)])
+def test_every_late_member_is_computed(order: tuple[int, int], chunk: float) -> None:
+    ahead = [(0, 0, 10, 0, 0), (0, 0, 11, 1, 1)]
+    log = log_of([[(5, 2)], [(k, PREFETCH_HIT) for k in order]], slots=3, proactive=ahead)
+    there = machine(bytes_per_s=1e9, link_bytes_per_s=1e9, sync_s=0.95 * MS, link_chunk_bytes=chunk)
+    found = simulate(log, facts_of(2), there, cost_of_layers(), 1)
+    # wanted at 0.95 ms, when 0.05 ms are left of the first copy: it goes on, the second lands at 2 ms, one more to compute
+    assert found.parts[1, 1] / 1e12 == pytest.approx(2 * MS) and found.seconds_P[1] == pytest.approx(3 * MS)
+    summary = found.summary()
+    assert summary["late_hits"] == 2 and summary["bytes_late"] == 2 * SIZE and summary["bytes_pending"] == 0
+
+
 def test_a_demand_copy_overtakes_at_a_chunk_border() -> None:
     log = log_of([[(0, 0)], [(2, 2)], [(1, PREFETCH_HIT)]], proactive=[(0, 0, 1, 1, -1)])
     there = machine(bytes_per_s=1e9, link_bytes_per_s=1e8, link_chunk_bytes=1.5e5)

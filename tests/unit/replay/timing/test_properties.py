@@ -100,6 +100,28 @@ def test_parts_sum_and_nothing_beats_the_bound(spec: Spec, there: Machine, miss:
         assert again.link_busy_ps == found.link_busy_ps
 
 
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: p.name)
+@pytest.mark.parametrize("chunk", [0.0, 100.0])
+def test_every_member_is_computed_once(policy: Any, chunk: float) -> None:
+    for seed, group in ((1, 1), (2, 3)):
+        trace = routed_trace(seed, tokens=60, group=group, sizes=(SIZE, SIZE))
+        log = replay(trace, policy, PoolConfig(slots=5), calibration=trace, reset="sequence", decisions=True).decisions
+        assert log is not None
+        members = len(log.codes) * SIZE
+        for miss in MISSES:
+            for overlap in OVERLAPS:
+                for link in (2e5, 1.1e6):
+                    there = Machine(
+                        name="x", bytes_per_s=1e6, link_bytes_per_s=link, link_chunk_bytes=chunk, sync_s=0.9e-3,
+                        cpu_bytes_per_s=1e6, zero_copy_bytes_per_s=link,
+                    )  # fmt: skip
+                    facts, cost = pass_facts(trace), cost_of_layers(2, size=SIZE)
+                    found = simulate(log, facts, there, cost, 2, miss=miss, overlap=overlap, quick=False)
+                    summary = found.summary()
+                    computed = found.parts[:, 1].sum() / 1e6 + summary["bytes_cpu"]
+                    assert computed == pytest.approx(members, abs=2 * len(log.events.pool)), (miss, overlap, link)
+
+
 @settings(max_examples=40, deadline=None)
 @given(SPECS, RATES, RATES, st.sampled_from(OVERLAPS))
 def test_prefetch_alone_gives_at_most_twice(spec: Spec, device: float, link: float, overlap: str) -> None:
