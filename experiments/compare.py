@@ -2,11 +2,11 @@
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
@@ -17,8 +17,10 @@ from rgpu.experiments.inputs import make_policy, open_trace, scored_parts
 from rgpu.experiments.mistakes import nearest
 from rgpu.experiments.plot import render
 from rgpu.experiments.study import comparing
+from rgpu.experiments.study.compare_text import nested, printed
 from rgpu.experiments.study.points import Point
 from rgpu.hardware import profile_of
+from rgpu.policies.plain import Plain
 from rgpu.policies.policy import Policy
 from rgpu.replay.compile_hooks import compiled_or_plain
 from rgpu.replay.placement import place_layers
@@ -45,6 +47,19 @@ def choices(group: str) -> list[str]:
     return sorted(GlobalHydra.instance().config_loader().get_group_options(group))
 
 
+def contender(cfg: DictConfig) -> Policy:
+    """The policy to compare, under a name of its own; InputError for one that could not run."""
+    mine = make_policy(cfg)
+    if mine.traits.needs_future or mine.traits.bound:
+        raise InputError(
+            f"policy {mine.name}: got one that knows the future or is a bound; expected a policy that could run, because "
+            "verdicts are among those alone; remove needs_future and bound, or give another policy"
+        )
+    if isinstance(mine, Plain) and mine.name in choices("policy"):
+        return replace(mine, called=f"{mine.name} (yours)")
+    return mine
+
+
 def baselines_of(cfg: DictConfig, mine: Policy) -> dict[str, Policy]:
     """Policies to compare with, the best known first."""
     names = list(cfg.baselines) if cfg.baselines is not None else [n for n in choices("policy") if n != "plain"]
@@ -67,10 +82,15 @@ def slots_of(cfg: DictConfig, trace: Trace) -> list[int]:
 def run(cfg: DictConfig) -> dict[str, Any]:
     """JSON: verdicts by slots, baseline and metric, how they were counted, what was left out and why."""
     begun = time.monotonic()
-    mine = make_policy(cfg.policy)
+    mine = contender(cfg.policy)
     others = baselines_of(cfg, mine)
     trace = open_trace(cfg.trace, hidden=mine.traits.feature == "hidden")
     calibration, whole, digest = scored_parts(trace, cfg.calibration.share, True)
+    if calibration is None:
+        raise InputError(
+            "calibration.share: got 0; expected a share of the documents above 0, because every policy is scored on the "
+            "others; set calibration.share=0.5"
+        )
     slots, settings = slots_of(cfg, trace), OmegaConf.create({**cfg.replay, **cfg.pool})
     orders = orders_of(whole, cfg.orders, cfg.replay.reset)
     pool = PoolConfig(cfg.pool.scope, slots=slots[len(slots) // 2], staging=cfg.pool.staging)
@@ -92,7 +112,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     tables, left = comparing.all_rows(context, mine, others, slots, setup, cfg.seed, cfg.workers, begun + cfg.budget_s)
     compared = pair_rows(frame(pa.concat_tables(tables)), metrics=METRICS, against=mine.name, experiment="comparison")
     out = Path(cfg.out)
-    rows = out / f"{mine.name}.parquet"
+    rows = out / f"{mine.name.removesuffix(' (yours)')}.parquet"
     rows.unlink(missing_ok=True)
     append(rows, [*tables, compared])
     write_manifest(rows.with_suffix(".manifest.json"), manifest(OmegaConf.to_container(cfg, resolve=True)))
@@ -107,39 +127,6 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "left_out": left, "rows": str(rows), "figures": [str(out / f) for g in index["figures"] for f in g["files"]],
         "seconds": time.monotonic() - begun,
     }  # fmt: skip
-
-
-def records(verdicts: pd.DataFrame) -> list[dict[Any, Any]]:
-    return verdicts.to_dict("records")
-
-
-def nested(verdicts: pd.DataFrame) -> dict[str, Any]:
-    """{slots: {baseline: {metric: verdict}}}, a simulated time named `tpot on <machine>`."""
-    out: dict[str, Any] = {}
-    for row in records(verdicts):
-        metric = row["metric"] if pd.isna(row["machine"]) else f"tpot on {row['machine']}"
-        out.setdefault(str(int(row["slots"])), {}).setdefault(row["baseline"], {})[metric] = row["verdict"]
-    return out
-
-
-def printed(verdicts: pd.DataFrame, name: str) -> str:
-    """A table a capacity for people: difference, interval and verdict against each baseline."""
-    lines, places = [], sorted({(int(r["slots"]), float(r["capacity_share"])) for r in records(verdicts)})
-    for slots, share in places:
-        lines.append(f"\n{name} with {slots} slots ({100 * share:.0f} % of the experts); less is better:")
-        at: dict[tuple[str, str], list[dict[Any, Any]]] = {}
-        for row in records(verdicts[verdicts["slots"] == slots]):
-            at.setdefault((row["metric"], "" if pd.isna(row["machine"]) else row["machine"]), []).append(row)
-        for (metric, machine), own in at.items():
-            scale, unit = {"tpot": (1e3, "ms/token"), "hit_rate": (100.0, "points")}.get(metric, (1.0, own[0]["unit"]))
-            more = " (more is better)" if metric == "hit_rate" else ""
-            lines.append(f"  {metric}{f' on {machine} (simulated)' if machine else ''}, {unit}{more}")
-            for row in sorted(own, key=lambda r: float(r["value"])):
-                interval = f"[{scale * row['lo']:+.3f}, {scale * row['hi']:+.3f}]"
-                lines.append(
-                    f"    {row['verdict']:<11} than {row['baseline']:<20} {scale * row['value']:+9.3f} {interval}"
-                )
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from rgpu.experiments.inputs import allocated, make_policy, open_trace, pool_of,
 from rgpu.experiments.study.timing import evaluated, plain, profile_named, time_section
 from rgpu.hardware import HardwareProfile, profile_of
 from rgpu.replay.allocate import Uniform
+from rgpu.replay.compile_hooks import check_decisions, written_by_user
 from rgpu.replay.engine import replay
 from rgpu.replay.log_file import LogFile, save_log
 
@@ -33,8 +34,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         touch_order=cfg.replay.touch_order,
         calibration=calibration,
         seed=cfg.seed,
-        decisions=cfg.log is not None or profile is not None,
+        decisions=cfg.log is not None or profile is not None or written_by_user(policy) is not None,
     )
+    check_decisions(policy, result)
     if cfg.log is not None:
         assert result.decisions is not None
         about = {

@@ -142,8 +142,12 @@ def all_rows(
 
     with ThreadPoolExecutor(max(2, workers or os.cpu_count() or 1)) as pool:
         futures = [pool.submit(one, mine, True), *(pool.submit(one, p, False) for p in baselines.values())]
-        for done in tqdm(as_completed(futures), total=len(futures), desc="compare", unit="policy", disable=None):
-            done.result()
+        try:
+            for done in tqdm(as_completed(futures), total=len(futures), desc="compare", unit="policy", disable=None):
+                done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return [table for future in futures for table in future.result()], left
 
 

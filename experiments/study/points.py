@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from rgpu.policies.loop import COLD, DEMAND_LOADS, FILL_LOADS, HITS, LOADED_BYTES, PROACTIVE_LOADS
 from rgpu.policies.policy import Policy
+from rgpu.replay.compile_hooks import check_decisions, written_by_user
 from rgpu.replay.engine import ReplayResult, SharedEvents, replay
 from rgpu.replay.placement import place_layers
 from rgpu.replay.pool import PoolConfig
@@ -50,12 +51,14 @@ def run_point(
     scored: Trace, calibration: Trace | None, policy: Policy, point: Point, cfg: Any, shared: SharedEvents, apart: bool,
     decisions: bool = False,
 ) -> ReplayResult:  # fmt: skip
-    """One replay of a cell, each sequence counted `apart` if they do not mix."""
+    """One replay of a cell, each sequence counted `apart` if they do not mix; a user's policy is held to the rules."""
     pool = PoolConfig(point.scope, slots=point.slots, staging=cfg.staging)
-    return replay(
+    result = replay(
         scored, policy, pool, reset=cfg.reset, touch_order=cfg.touch_order, calibration=calibration, seed=point.seed,
-        by_sequence=apart, shared=shared, decisions=decisions,
+        by_sequence=apart, shared=shared, decisions=decisions or written_by_user(policy) is not None,
     )  # fmt: skip
+    check_decisions(policy, result)
+    return result
 
 
 def point_rows(
