@@ -8,6 +8,7 @@ import numpy as np
 from rgpu.policies.loop import BYPASS, NEVER
 from rgpu.replay.timing.compiled import inner
 from rgpu.replay.timing.link import (
+    BACKLOG,
     BYTES,
     CPU_BYTES,
     CPU_EXPERT,
@@ -21,6 +22,7 @@ from rgpu.replay.timing.link import (
     LATE,
     LATE_HITS,
     LINK_COPIES,
+    LIVE,
     NONE,
     READY,
     UNUSED,
@@ -104,16 +106,21 @@ def serve_late(ev, q, reg, ring, disk, mach, handler, slot, key, tally, rec):  #
 
 
 @inner
+def cpu_ps(ev, mach, nbytes, begin, busy):  # type: ignore[no-untyped-def]
+    """What the CPU takes for bytes of experts from `begin` on, more slowly until `busy`, while copies share host memory."""
+    spent = nbytes * mach[CPU_BYTE]
+    if begin < busy and mach[CPU_SLOW_BYTE] > mach[CPU_BYTE]:
+        shared = np.float64(busy - begin)
+        slow = nbytes * mach[CPU_SLOW_BYTE]
+        spent = slow if slow <= shared else shared + (nbytes - shared / mach[CPU_SLOW_BYTE]) * mach[CPU_BYTE]
+    return ps(max(spent, nbytes / max(1.0, np.float64(ev[NBYTES])) * ev[FLOPS] * mach[CPU_FLOP]))
+
+
+@inner
 def on_cpu(ev, reg, mach, ready, key, tally, rec):  # type: ignore[no-untyped-def]
     """The CPU computes one expert where it lies, more slowly while copies share host memory."""
     begin = max(ev[CPU_AT], ready)
-    nbytes = np.float64(ev[NBYTES])
-    spent = nbytes * mach[CPU_BYTE]
-    if begin < ev[BUSY_UNTIL] and mach[CPU_SLOW_BYTE] > mach[CPU_BYTE]:
-        shared = np.float64(ev[BUSY_UNTIL] - begin)
-        slow = nbytes * mach[CPU_SLOW_BYTE]
-        spent = slow if slow <= shared else shared + (nbytes - shared / mach[CPU_SLOW_BYTE]) * mach[CPU_BYTE]
-    ev[CPU_AT] = begin + ps(max(spent, ev[FLOPS] * mach[CPU_FLOP])) + np.int64(mach[CPU_CALL])
+    ev[CPU_AT] = begin + cpu_ps(ev, mach, np.float64(ev[NBYTES]), begin, ev[BUSY_UNTIL]) + np.int64(mach[CPU_CALL])
     note(rec, reg, CPU_TRACK, CPU_EXPERT, begin, ev[CPU_AT], ev[E], NONE, key, ev[NBYTES])
     tally[CPU_BYTES] += ev[NBYTES]
     tally[CPU_EXPERTS] += 1
@@ -198,47 +205,89 @@ def zero_copy(ev, q, reg, ring, disk, keys, codes, a0, a1, misses, from_disk, ma
     ev[GPU] = max(ev[GPU] + spent, at)
     note(rec, reg, GPU_TRACK, EXPERTS, ev[GPU] - spent, ev[GPU], ev[E], NONE, NONE, ev[NBYTES] * misses)
     tally[DEMAND_BYTES] += ev[NBYTES] * misses
-    tally[LINK_COPIES] += misses
+    tally[LINK_COPIES] += 1
+
+
+@inner
+def divide(ev, reg, mach, misses, moved, read, never):  # type: ignore[no-untyped-def]
+    """Ends of (link, CPU, device) when `moved` of the missed bytes go over the link: a latency for each expert of which
+    anything does, a call for each of which the CPU computes anything. `read`: when the last miss has left the disk, and is
+    divided like the others. `never`: background copies wait for the disk, so that nobody knows when the link is idle."""
+    size = max(1.0, np.float64(ev[NBYTES]))
+    total = size * misses
+    at = done = ev[T]
+    free = max(reg[FREE], ev[T])
+    share = moved / total
+    if moved > 0:
+        at = free + ev[LATENCY_PS] * np.int64(np.ceil(moved / size)) + ps(moved * mach[LINK_BYTE])
+        if read > ev[T]:
+            at = max(at, read + ps(share * size * mach[LINK_BYTE]))
+    if moved < total:
+        busy = NEVER if never else max(free, at) + reg[BACKLOG]
+        call = np.int64(mach[CPU_CALL])
+        done = ev[T] + cpu_ps(ev, mach, total - moved, ev[T], busy) + call * (misses - np.int64(moved / size))
+        if read > ev[T]:
+            done = max(done, read + cpu_ps(ev, mach, (1 - share) * size, read, busy) + call)
+    return at, done, max(ev[GPU] + ps(misses * ev[EACH] * share), at)
+
+
+@inner
+def best_division(ev, reg, mach, misses, read, never):  # type: ignore[no-untyped-def]
+    """Bytes over the link with which the event ends first: whole experts, or one divided so that both sides end together."""
+    size = max(1.0, np.float64(ev[NBYTES]))
+    total = size * misses
+    cpu = max(mach[CPU_SLOW_BYTE], ev[FLOPS] * mach[CPU_FLOP] / size)
+    link, device = mach[LINK_BYTE], np.float64(ev[EACH]) / size
+    wait, computed = np.float64(max(reg[FREE], ev[T]) - ev[T]), np.float64(ev[GPU] - ev[T])
+    best, first = total, NEVER
+    for candidate in range(2 * misses, -1, -1):
+        n = candidate // 2
+        x = n * size
+        if candidate % 2:  # n experts and a part of one more
+            if not cpu < np.inf or link + cpu == 0:
+                continue
+            there = total * cpu + (misses - n) * mach[CPU_CALL]
+            x = (there - wait - (n + 1) * ev[LATENCY_PS]) / (link + cpu)
+            if device + cpu > 0:  # the device may compute longer than the link copies
+                x = min(x, (there - computed) / (device + cpu))
+            x = np.floor(x)
+            if not n * size < x < (n + 1) * size:
+                continue
+        at, done, end = divide(ev, reg, mach, misses, x, read, never)
+        if max(done, end) < first:
+            best, first = x, max(done, end)
+    return best
 
 
 @inner
 def split(ev, q, reg, ring, disk, keys, codes, a0, a1, misses, from_disk, mach, tally, rec):  # type: ignore[no-untyped-def]
-    """Misses are divided so that the link and the CPU end together; -> bytes that went over the link.
+    """Misses are divided between the link and the CPU so that the event ends first; -> bytes that went over the link.
 
-    Experts can be divided (by rows of their width). What arrives is computed as it arrives.
+    One expert can be divided (by rows of its width). What arrives is computed as it arrives.
     """
     read = last_read(ev, q, reg, disk, keys, codes, a0, a1, from_disk, rec)
     interrupt(q, reg, ring, ev[T], ev[CHUNK_PS], rec)
     close_wave(ev, reg, rec)
-    total = np.float64(ev[NBYTES]) * misses
-    link = mach[LINK_BYTE]
-    cpu = max(mach[CPU_SLOW_BYTE], ev[FLOPS] * mach[CPU_FLOP] / max(1.0, np.float64(ev[NBYTES])))
-    share = cpu / (link + cpu) if cpu < np.inf and link + cpu > 0 else 1.0
-    wait = np.float64(max(reg[FREE], ev[T]) - ev[T]) + ev[LATENCY_PS] * max(1.0, np.round(misses * share))
-    call = mach[CPU_CALL] * max(1.0, np.round(misses * (1 - share)))
-    moved = total
-    if cpu < np.inf and link + cpu > 0:
-        moved = min(total, max(0.0, (total * cpu + call - wait) / (link + cpu)))
-    at, done = ev[T], ev[T]
+    never = from_disk.shape[0] > 0 and reg[LIVE] > 0
+    size, total = max(1.0, np.float64(ev[NBYTES])), np.float64(ev[NBYTES]) * misses
+    moved = best_division(ev, reg, mach, misses, read, never)
+    at, done, end = divide(ev, reg, mach, misses, moved, read, never)
     if moved > 0:
-        spent = ps(moved * link + wait - np.float64(max(reg[FREE], ev[T]) - ev[T]))
-        at = demand(q, reg, ring, ev[T], ev[T], spent, rec, ev[E], NONE, NONE, np.int64(moved))
-    if moved < total:
-        done = ev[T] + ps((total - moved) * cpu + call)
-    if read > ev[T]:  # the last expert from the disk is divided like the others
-        tail = ps(np.float64(ev[NBYTES]) * share * link)
-        at, done = (max(at, read + tail) if moved > 0 else at), (max(done, read + tail) if moved < total else done)
+        copies = np.int64(np.ceil(moved / size))
+        spent = ev[LATENCY_PS] * copies + ps(moved * mach[LINK_BYTE])
+        demand(q, reg, ring, ev[T], ev[T], spent, rec, ev[E], NONE, NONE, np.int64(moved))
         reg[FREE] = max(reg[FREE], at)
-    note(rec, reg, CPU_TRACK, CPU_EXPERT, ev[CPU_AT], done, ev[E], NONE, NONE, np.int64(total - moved))
-    ev[CPU_AT] = max(ev[CPU_AT], done)
+        tally[LINK_COPIES] += copies
+    if moved < total:
+        tally[CPU_EXPERTS] += misses - np.int64(moved / size)
+    note(rec, reg, CPU_TRACK, CPU_EXPERT, ev[T], done, ev[E], NONE, NONE, np.int64(total - moved))
+    ev[CPU_AT] = done
     spent = ps(misses * ev[EACH] * (moved / max(1.0, total)))
     ev[COMPUTED] += spent
-    ev[GPU] = max(ev[GPU] + spent, at)
+    ev[GPU] = end
     note(rec, reg, GPU_TRACK, EXPERTS, ev[GPU] - spent, ev[GPU], ev[E], NONE, NONE, np.int64(moved))
     tally[DEMAND_BYTES] += np.int64(moved)
     tally[CPU_BYTES] += np.int64(total - moved)
-    tally[CPU_EXPERTS] += moved < total
-    tally[LINK_COPIES] += moved > 0
     return moved
 
 

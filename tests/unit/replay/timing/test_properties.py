@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rgpu.policies.belady_bypass import BeladyBypass
+from rgpu.policies.loop import BYPASS, HIT
 from rgpu.policies.lru import Lru
 from rgpu.replay.engine import replay
 from rgpu.replay.log import DecisionLog
@@ -21,7 +22,7 @@ from rgpu.replay.timing.machine import Machine
 from rgpu.replay.timing.memory_tier import disk_loads
 from rgpu.replay.timing.simulate import MISSES, OVERLAPS, DiskLoads, simulate
 from rgpu.traces.trace import Trace
-from tests.clocks import cost_of_layers
+from tests.clocks import cost_of_layers, facts_of, log_of, machine
 from tests.support import ALL, routed_trace
 
 SIZE = 1000
@@ -120,6 +121,46 @@ def test_every_member_is_computed_once(policy: Any, chunk: float) -> None:
                     summary = found.summary()
                     computed = found.parts[:, 1].sum() / 1e6 + summary["bytes_cpu"]
                     assert computed == pytest.approx(members, abs=2 * len(log.events.pool)), (miss, overlap, link)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    machines(), st.integers(0, 3), st.integers(1, 4), st.booleans(), st.sampled_from(OVERLAPS), st.sampled_from([1, 40])
+)
+def test_a_division_is_no_slower_than_either_side_alone(
+    there: Machine, hits: int, misses: int, kept: bool, overlap: str, tokens: float
+) -> None:
+    event = [(k, HIT) for k in range(hits)] + [(9 + k, 4 + k if kept else BYPASS) for k in range(misses)]
+    log = log_of([event], slots=9, staging=0 if kept else 1)
+    facts, cost = facts_of(1, tokens), cost_of_layers(size=SIZE)
+    cost.expert_flop[:] = 700.0
+    took = {m: simulate(log, facts, there, cost, 2, miss=m, overlap=overlap) for m in ("fetch", "cpu", "split")}
+    least = min(took["fetch"].seconds, took["cpu"].seconds)
+    bound = time_bound(log.events, facts, there, cost, 2, misses * SIZE, ("fetch", "split"))
+    assert bound.seconds * (1 - 1e-9) - 1e-12 <= took["split"].seconds <= least + 1e-11
+    summary = took["split"].summary()
+    assert summary["bytes_demand"] + summary["bytes_cpu"] == misses * SIZE
+    if not kept:  # no uploads: at most one is divided
+        assert misses <= summary["link_copies"] + summary["cpu_experts"] <= misses + 1
+
+
+def test_a_division_pays_for_what_moves() -> None:
+    log, facts, cost = (
+        log_of([[(k, BYPASS) for k in range(4)]], slots=9, staging=1),
+        facts_of(1),
+        cost_of_layers(size=1e6),
+    )
+    for rates, ms, copies, calls in (
+        ({"link_bytes_per_s": 1e9, "cpu_call_s": 0.1, "link_latency_s": 1e-3}, 8, 4, 0),
+        ({"link_bytes_per_s": 1e9, "cpu_call_s": 1e-3, "link_latency_s": 0.1}, 8, 0, 4),
+        ({"link_bytes_per_s": 5e8, "cpu_call_s": 0, "link_latency_s": 0.1, "host_bytes_per_s": 1e9}, 4, 0, 4),
+        ({"link_bytes_per_s": 1e9, "cpu_call_s": 0, "link_latency_s": 0}, 2, 2, 2),
+        ({"link_bytes_per_s": 1e9, "cpu_call_s": 5e-4, "link_latency_s": 0}, 2.5, 3, 2),  # 2.5 of them copied
+    ):
+        there = machine(cpu_bytes_per_s=1e9, **rates)
+        found = simulate(log, facts, there, cost, 1, miss="split", overlap="stream")
+        assert found.seconds == pytest.approx(1e-3 * ms) and found.summary()["link_copies"] == copies, rates
+        assert found.summary()["cpu_experts"] == calls
 
 
 @settings(max_examples=40, deadline=None)
