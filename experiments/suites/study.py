@@ -21,7 +21,7 @@ from rgpu.experiments.study import counting, forecasting, proof, replaying
 from rgpu.experiments.study.stages import Stages
 from rgpu.experiments.sweep import Point, sweep
 from rgpu.policies.policy import Policy
-from rgpu.results.derive import derive
+from rgpu.results.derive import CEILINGS, derive, kinds_of
 from rgpu.results.provenance import config_hash, manifest, stamp, write_manifest
 from rgpu.results.rows import Context, append, read
 from rgpu.traces.split import split
@@ -184,7 +184,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
 
 def headline(rows: Any, slots: int) -> dict[str, dict[str, float]]:
-    """Hit rate of every policy at the pictured capacity, by trace."""
+    """Hit rate of every policy that could run, at the pictured capacity, by trace."""
     whole = rows[(rows["experiment"] == "capacity_sweep") & (rows["metric"] == "hit_rate") & rows["sequence"].isna()]
-    whole = whole[whole["slots"] == slots]
+    kinds = kinds_of(whole["policy"], whole["kind"])
+    could_run = [p for p, kind in kinds.items() if kind not in CEILINGS]
+    whole = whole[(whole["slots"] == slots) & whole["policy"].isin(could_run)]
     return {t: dict(zip(p["policy"], p["value"].round(4), strict=True)) for t, p in whole.groupby("trace")}

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from rgpu.experiments.study.timing import memory_needed
 from rgpu.experiments.suites.published.bench import Bench
-from rgpu.experiments.suites.published.clock import machine, speed_rows, timed
+from rgpu.experiments.suites.published.clock import machine, speed_rows, timed, vram_bytes
 from rgpu.experiments.suites.published.counting import POLICIES, slots_at
 from rgpu.experiments.suites.published.record import About, Criterion, near, note, shape
 from rgpu.experiments.suites.published.subjects import Subject
@@ -22,11 +23,12 @@ ABOUT = About(
     "Speed over the memory budget, by miss handler",
     "kekzl/imp PR 1374 (budget, hit rate, speed), jundot/omlx PR 2595 (residency, speed), Fiddler, arXiv 2402.07033",
     "LRU with a pool a layer, one request, speed over the share of experts resident and over the hit rate reached",
-    "theirs are engines on one machine each; ours is simulated, with four ways to serve a miss beside each other; other models",
+    "theirs are engines on one machine each; ours is simulated, with four ways to serve a miss side by side; other models; "
+    "budgets that do not fit a card (slots, dense weights, longest context) are left out of its panels",
 )
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
 QUICK_SHARES = (0.2, 0.4, 0.75, 1.0)
-MACHINES = ("rtx4060_laptop", "rtx4090")
+MACHINES = ("rtx4060_laptop", "rtx5090")  # the second has a link like the one that was published on, 50 of 51 GB/s
 LOW, HIGH = 0.741, 0.894  # hit rates of the two budgets whose speeds are compared
 
 
@@ -43,8 +45,11 @@ def rows(bench: Bench, subject: Subject) -> list[pa.Table]:
         result = found.result
         tables = [at.ratio("hit_rate", result.hits_piece, result.accesses_piece, keep=False)]
         at = at.at(x=result.hit_rate)
+        assert result.decisions is not None
+        needed = memory_needed(result.decisions, found.facts, found.cost)
         for name, miss in product(MACHINES, MISSES):
-            tables += speed_rows(at, found.on(machine(name), miss), trace.sequences)
+            if needed <= vram_bytes(name):
+                tables += speed_rows(at, found.on(machine(name), miss), trace.sequences)
         return tables
 
     return [table for tables in bench.map(one, slots) for table in tables]
@@ -80,7 +85,7 @@ def judge(found: pd.DataFrame) -> list[Criterion]:
             f"speed at {HIGH:.1%} hits over speed at {LOW:.1%}, fetched, {MACHINES[1]}:",
             speed_ratio(speeds, MACHINES[1]),
             said,
-            0.25,
+            0.15,
         ),
     ]
 

@@ -37,6 +37,17 @@ def machine(name: str) -> Machine:
     return profile_of(_yamls("hardware")[name]).machine()
 
 
+def vram_bytes(name: str) -> float:
+    """Device memory of `conf/hardware/<name>.yaml`; infinite for a machine without a GPU."""
+    size = profile_of(_yamls("hardware")[name]).vram_gb
+    return np.inf if size is None else 1e9 * float(size)
+
+
+def ram_bytes(name: str) -> float:
+    """Host memory of `conf/hardware/<name>.yaml`."""
+    return 1e9 * float(profile_of(_yamls("hardware")[name]).ram_gb)
+
+
 def cost_for(trace: Trace) -> ModelCost:
     """The cost of `conf/cost` that names the trace's model; raises `NotTestableError` where none does."""
     model = trace.header.model.removesuffix(f" ({LABEL})")
