@@ -120,7 +120,7 @@ def _headline(whole: pd.DataFrame) -> str:
     note = (
         "Brackets: 95 % interval over sequences. Differences are against LRU on the same sequences; the verdict is on "
         "loads, after Holm's correction over the policies of one table, and is “cannot tell” unless the interval "
-        f"clears {100 * MARGIN:g} % of a token's accesses. Offline bounds get no verdict."
+        f"clears {100 * MARGIN:g} % of a token's accesses. Bounds and clairvoyant policies get no verdict."
     )
     return "".join(out) + f"<p class=meta>{note}</p>"
 

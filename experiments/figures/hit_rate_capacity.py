@@ -26,7 +26,7 @@ def draw(table: pd.DataFrame, figure: Figure) -> None:
         axis.plot(shares, shares, color="#8a8f98", linestyle=(0, (1, 2)), linewidth=1.4, label="N/E: no knowledge")
         for policy in style.policy_order(part["policy"].unique()):
             own = part[part["policy"] == policy].sort_values("capacity_share")
-            name = style.policy_label(policy) + ("" if kinds[policy] in ("demand", "bound") else " †")
+            name = style.marked_label(policy, kinds[policy])
             style.line(axis, own["capacity_share"], own, label=name, **style.policy_style(policy))
         axis.set(title=title, xlabel="capacity: share of all experts resident", ylim=(0, 1.02))
         style.percent(axis.xaxis)

@@ -43,7 +43,7 @@ def _panel(axis: Axes, part: pd.DataFrame, kinds: dict[str, str], hidden: dict[s
     axis.axhline(1, color="black", linestyle=(0, (1, 1.2)), linewidth=1.6, label="offline optimum")
     for policy in style.policy_order(part["policy"].unique()):
         own = part[part["policy"] == policy].sort_values("capacity_share")
-        name = style.policy_label(policy) + ("" if kinds[policy] == "demand" else " †")
+        name = style.marked_label(policy, kinds[policy])
         look = style.policy_style(policy)
         best = float(own["value"].max())
         if best < FLOOR:

@@ -16,7 +16,7 @@ ORDER = 35
 GUIDE = (
     "Read along a row: blue, the policy of the row is better than that of the column; red, it is worse; grey, these "
     "sequences cannot tell. The number is the relative difference in percent. Holm's correction runs over all pairs of a "
-    "panel; bounds are left out, and hits are compared only among policies that load nothing ahead."
+    "panel; bounds and clairvoyant policies are left out, and hits are compared only among policies that load nothing ahead."
 )
 WORDS = {"better": 1.0, "worse": -1.0, "cannot tell": 0.0}
 COLOURS = ListedColormap(["#e58b86", "#e7e9ec", "#8db8e8"])

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from rgpu.errors import InputError
-from rgpu.results.derive import KINDS
+from rgpu.results.derive import CEILINGS, kinds_of
 from rgpu.results.provenance import write_atomic
 
 RC: dict[Any, Any] = {
@@ -132,9 +132,16 @@ def policy_label(name: str) -> str:
 
 
 def policy_kinds(table: pd.DataFrame) -> dict[str, str]:
-    """`kind` of each policy: what the rows say, else what is known of the name, else ""."""
-    said: dict[Any, Any] = dict(zip(table["policy"], table["kind"], strict=True))
-    return {p: said[p] if isinstance(said[p], str) else KINDS.get(p, "") for p in table["policy"].dropna().unique()}
+    """`kind` of each policy, as `rgpu.results.derive.kinds_of` has it."""
+    own = table[table["policy"].notna()]
+    return kinds_of(own["policy"], own["kind"])
+
+
+def marked_label(name: str, kind: str) -> str:
+    """The label with what must be known to read it beside demand policies: † not bounded by Belady's hits, or its kind."""
+    if kind == "demand" or name in LABELS:
+        return policy_label(name)
+    return f"{policy_label(name)} ({kind})" if kind in CEILINGS else f"{policy_label(name)} †"
 
 
 def groups(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

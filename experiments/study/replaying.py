@@ -127,7 +127,7 @@ def bounds_hold(rows: Any) -> tuple[bool, str]:
         oversized = point[(point["metric"] == "oversized_events") & (point["policy"] == "belady")]["value"].sum()
         demand = hits[(hits["kind"] == "demand") & (oversized == 0)]["value"]
         checked += len(demand) + len(loads)
-        broken += [f"{trace}/{slots}/{p}" for p in demand.index if demand[p] > demand["belady"] + 1e-12]
+        broken += [f"{trace}/{slots}/{p}" for p in demand.index if demand[p] > hits["value"]["belady"] + 1e-12]
         broken += [f"{trace}/{slots}/{p}" for p in loads.index if loads[p] < loads["belady_bypass"] - 1e-12]
     return not broken and checked > 0, f"{checked} comparisons" + (
         f"; broken: {', '.join(broken[:5])}" if broken else ""

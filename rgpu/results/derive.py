@@ -4,7 +4,7 @@ Legend: P policies, O sequence orders, S sequences. Reads only `capacity_sweep` 
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,14 @@ KINDS = {
     "fifo": "demand",
     "lfu": "demand",
     "random": "demand",
-    "belady": "demand",
     "ring": "proactive",
     "on_demand": "staged",
     "static_hot": "proactive",
     "rotary": "proactive",
     "router_lag": "proactive",
-    "belady_bypass": "bound",
 }  # for rows that do not say; only "demand" (always admits, loads nothing ahead) has Belady's hit rate as its bound
+OFFLINE = {"belady": "clairvoyant", "size_aware_farthest": "clairvoyant", "belady_bypass": "bound"}  # whatever rows say
+CEILINGS = ("bound", "clairvoyant")  # kinds that could not run: never contenders
 _POINT = ["model", "trace", "scope", "reset", "slots", "capacity_share"]
 _COUNTED = ["policy", "kind", "metric", "sequence", "order", "numerator", "denominator"]
 _NUMBERS = {"slots", "capacity_share", "sequence", "order", "numerator", "denominator"}
@@ -42,9 +42,17 @@ def kind_of(traits: Any) -> str:
     """The `kind` column of a policy from its traits (`rgpu.policies.policy.Traits`)."""
     if traits.bound:
         return "bound"
+    if traits.needs_future:
+        return "clairvoyant"
     if not traits.demand:
         return "proactive"
     return "staged" if traits.staging else "demand"
+
+
+def kinds_of(policies: Iterable[Any], said: Iterable[Any]) -> dict[str, str]:
+    """The kind of each policy: known offline ones by name, else what its rows say, else what is known of it, else ""."""
+    kinds = {str(p): k for p, k in zip(policies, said, strict=True)}
+    return {p: OFFLINE.get(p) or (k if isinstance(k, str) else KINDS.get(p, "")) for p, k in kinds.items()}
 
 
 def complete(rows: pd.DataFrame) -> pd.DataFrame:
@@ -75,14 +83,14 @@ def derive(rows: pd.DataFrame) -> pa.Table:
         hits, loads = counts_of(point, "hit_rate"), counts_of(point, "loads_per_token")
         own = sweep.loc[point.drop_duplicates("policy").index, [*_POINT, *_KEPT, "policy", "kind"]]
         first = {str(r["policy"]): r for r in own.to_dict("records")}
-        kinds = {p: k for p, k in zip(point["policy"], point["kind"], strict=True) if isinstance(k, str)}
-        demand = [p for p in hits if kinds.get(p, KINDS.get(p)) == "demand"]
+        kinds = kinds_of(point["policy"], point["kind"])
+        demand = [p for p in hits if kinds[p] == "demand"]
         parts += _gap(first, hits, "gap_closed", "belady", demand)
         parts += _gap(first, loads, "load_gap_closed", "belady_bypass", list(loads))
-        parts += _differences(first, hits, "hit_rate", "share", MARGIN)
+        parts += _differences(first, kinds, hits, "hit_rate", "share", MARGIN)
         if BASELINE in hits and BASELINE in loads:
             per_token = hits[BASELINE][1].sum() / loads[BASELINE][1].sum()
-            parts += _differences(first, loads, "loads_per_token", "loads/token", MARGIN * per_token)
+            parts += _differences(first, kinds, loads, "loads_per_token", "loads/token", MARGIN * per_token)
     return pa.concat_tables(parts) if parts else SCHEMA.empty_table()
 
 
@@ -131,12 +139,13 @@ def _gap(
 
 def _differences(
     first: dict[str, dict[Any, Any]],
+    kinds: dict[str, str],
     counts: dict[str, tuple[np.ndarray, np.ndarray]],
     metric: str,
     unit: str,
     margin: float,
 ) -> Iterator[pa.Table]:
-    names = [p for p in counts if p not in ("belady", "belady_bypass")]  # bounds are not contenders
+    names = [p for p in counts if kinds[p] not in CEILINGS]
     if BASELINE not in names or len(names) < 2:
         return
     numerators, denominators = (np.stack([counts[p][i] for p in names]) for i in (0, 1))

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from rgpu.replay.gaps import decompose
-from rgpu.results.derive import KINDS, counts_of
+from rgpu.results.derive import counts_of, kinds_of
 from rgpu.results.pairs import POINT, contenders, fixed_of
 from rgpu.results.rows import SCHEMA, table
 from rgpu.results.statistics import interval_of, ratio
@@ -42,8 +42,7 @@ def _point(point: pd.DataFrame, fixed: dict[Any, Any]) -> Iterator[pa.Table]:
     tokens, first_uses = loads[BYPASS][1], cold[BYPASS][0]
     if first_uses.shape != tokens.shape:
         return
-    said = dict(zip(point["policy"], point["kind"], strict=True))
-    kinds = {str(p): k if isinstance(k, str) else KINDS.get(str(p), "") for p, k in said.items()}
+    kinds = kinds_of(point["policy"], point["kind"])
     for policy in (p for p in contenders(kinds) if p in loads):
         found = decompose(loads[policy][0], first_uses, loads[BYPASS][0], loads[FORCED][0],
                           divides=kinds[policy] == "demand")  # fmt: skip

@@ -2,7 +2,7 @@
 
 Legend: P policies, O sequence orders, S sequences, B bootstrap samples. Any metric that is a ratio of summed numerators
 and denominators is compared, paired by order and sequence, and Holm-corrected over all pairs of one table (one metric at
-one point). Offline bounds are not contenders.
+one point). Bounds and clairvoyant policies are not contenders.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from rgpu.results.derive import KINDS, MARGIN, counts_of
+from rgpu.results.derive import CEILINGS, MARGIN, counts_of, kinds_of
 from rgpu.results.rows import SCHEMA, table
 from rgpu.results.statistics import (
     CANNOT_TELL,
@@ -52,7 +52,7 @@ class Pair:
 
 def contenders(kinds: dict[str, str]) -> list[str]:
     """Policies that could run: bounds and clairvoyants left out."""
-    return [p for p in kinds if kinds[p] != "bound" and not p.startswith("belady")]
+    return [p for p in kinds if kinds[p] not in CEILINGS]
 
 
 def samples_for(pairs: int) -> int:
@@ -153,8 +153,7 @@ def fixed_of(rows: pd.DataFrame, index: Any) -> dict[Any, Any]:
 def _point(
     point: pd.DataFrame, fixed: dict[Any, Any], metrics: Sequence[str], against: str | None, experiment: str
 ) -> Iterator[pa.Table]:
-    said = dict(zip(point["policy"], point["kind"], strict=True))
-    kinds = {str(p): k if isinstance(k, str) else KINDS.get(str(p), "") for p, k in said.items()}
+    kinds = kinds_of(point["policy"], point["kind"])
     accesses = None
     for metric in metrics:
         cells = counts_of(point, metric, against)

@@ -29,7 +29,7 @@ SCHEMA = pa.schema(
         "simulated": _BOOL,  # rests on a model of time or hardware
         "method": _TEXT,  # live | replay | counted | trained
         "policy": _TEXT,
-        "kind": _TEXT,  # demand | staged | proactive | bound
+        "kind": _TEXT,  # demand | staged | proactive | clairvoyant | bound
         "predictor": _TEXT,
         "scope": _TEXT,
         "slots": _INT,

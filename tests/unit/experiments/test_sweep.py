@@ -65,6 +65,23 @@ def test_a_killed_sweep_continues_and_loses_nothing(
     assert sorted(set(read(out)["slots"])) == [2, 3, 4]
 
 
+def test_a_policy_that_knows_the_future_is_shown_and_judged_against_nobody(
+    trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "rows.parquet"
+    words = (
+        f"trace.path={trace}",
+        "grid.policy=[lru,fifo,size_aware_farthest]",
+        "grid.slots=[4]",
+        "replay.reset=sequence",
+    )
+    sweep(monkeypatch, capsys, *words, f"out={out}")
+    rows = read(out)
+    assert set(rows.loc[rows["policy"] == "size_aware_farthest", "kind"]) == {"clairvoyant"}
+    judged = rows[rows["verdict"].notna()]
+    assert {*judged["policy"], *judged["baseline"]} == {"lru", "fifo"}
+
+
 def test_warm_orders_continue_after_an_interrupt(
     trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,12 +5,15 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from rgpu.experiments.suites.study import headline
 from rgpu.policies.belady import Belady
 from rgpu.policies.belady_bypass import BeladyBypass
 from rgpu.policies.lru import Lru
 from rgpu.policies.on_demand import OnDemand
+from rgpu.policies.policy import Traits
 from rgpu.policies.ring import Ring
-from rgpu.results.derive import KINDS, complete, derive, kind_of
+from rgpu.policies.size_aware_farthest import SizeAwareFarthest
+from rgpu.results.derive import KINDS, OFFLINE, complete, derive, kind_of, kinds_of
 from rgpu.results.rows import frame
 from tests.result_rows import CONTEXT, sweep
 
@@ -68,6 +71,27 @@ def test_complete_adds_once() -> None:
     assert len(complete(table[table["policy"] == "lfu"])) == len(table[table["policy"] == "lfu"])
 
 
-@pytest.mark.parametrize("policy", [Lru(), Belady(), BeladyBypass(), OnDemand(), Ring()], ids=lambda p: p.name)
-def test_the_kinds_table_agrees_with_the_traits(policy: Lru) -> None:
-    assert kind_of(policy.traits) == KINDS[policy.name]
+@pytest.mark.parametrize(
+    "policy", [Lru(), Belady(), BeladyBypass(), SizeAwareFarthest(), OnDemand(), Ring()], ids=lambda p: p.name
+)
+def test_the_kinds_tables_agree_with_the_traits(policy: Lru) -> None:
+    assert kind_of(policy.traits) == (OFFLINE | KINDS)[policy.name]
+
+
+def test_kinds_are_what_rows_say_but_for_policies_known_to_be_offline() -> None:
+    said = {"belady": "demand", "size_aware_farthest": None, "lru": None, "mine": "clairvoyant", "other": np.nan}
+    assert kinds_of(said, said.values()) == {
+        "belady": "clairvoyant", "size_aware_farthest": "clairvoyant", "lru": "demand", "mine": "clairvoyant", "other": "",
+    }  # fmt: skip
+
+
+def test_a_clairvoyant_policy_gets_no_verdict() -> None:
+    accesses = np.full(12, 100.0)
+    table = rows_of(
+        {"lru": np.arange(40.0, 52.0), "fifo": np.arange(30.0, 42.0), "seer": np.arange(60.0, 72.0)}, accesses
+    )
+    table["kind"] = np.where(table["policy"] == "seer", kind_of(Traits(needs_future=True)), "demand")
+    found = complete(table)
+    judged = found[found["verdict"].notna()]
+    assert {*judged["policy"], *judged["baseline"]} == {"lru", "fifo"}
+    assert headline(table, 4)["made-up"].keys() == {"lru", "fifo"}
