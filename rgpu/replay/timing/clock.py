@@ -11,10 +11,13 @@ from rgpu.replay.timing.compiled import compiled, inner
 from rgpu.replay.timing.link import (
     BACKLOG,
     BEGUN,
+    BUSY,
     BYTES,
     DEMAND_BYTES,
     DENSE,
     DISK_BEGUN,
+    DISK_BUSY,
+    DISK_FREE,
     FIELDS,
     FILL,
     FREE,
@@ -37,6 +40,7 @@ from rgpu.replay.timing.link import (
     enqueue,
     note,
     restart,
+    run_on,
     settle,
     vacate,
 )
@@ -138,7 +142,7 @@ def run_clock(  # type: ignore[no-untyped-def]
         reg[RECORD] = first <= p < last
         if stretch < stretches.shape[0] - 1 and e == stretches[stretch]:
             stretch += 1
-            restart(q, reg, where, tally, t)
+            restart(q, reg, ring, disk, where, t, ev[CHUNK_PS], tally, rec)
             while filled < fills.shape[0] and fills[filled, 0] <= e:
                 row = fills[filled]
                 read = disks and disk_F[filled] == 1
@@ -231,9 +235,12 @@ def run_clock(  # type: ignore[no-untyped-def]
                 of = size[key_layer[row[1], row[2]]]
                 _submit(q, reg, ring, disk, where, slots, row, of, PROACTIVE, t, read, mach, tally)
                 load += 1
-    if reg[LIVE] > 0:
-        settle(q, reg, ring, disk, t, rec)
-    restart(q, reg, where, tally, t)
+    settle(q, reg, ring, disk, t, rec)
+    if reg[BEGUN] >= 0:
+        run_on(q, reg, ring[reg[HEAD] & (places - 1), 0], t - reg[BEGUN], rec)
+    restart(q, reg, ring, disk, where, t, ev[CHUNK_PS], tally, rec)
+    reg[BUSY] -= max(ZERO, reg[FREE] - t)  # what goes on beyond the end is not of this run
+    reg[DISK_BUSY] -= max(ZERO, reg[DISK_FREE] - t)
     return reg
 
 

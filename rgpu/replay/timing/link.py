@@ -86,12 +86,12 @@ def settle(q, reg, ring, disk, until, rec):  # type: ignore[no-untyped-def]
         end = reg[BEGUN] + q[slot, LEFT]
         if end > until:
             return
-        _run(q, reg, slot, q[slot, LEFT], rec)
+        run_on(q, reg, slot, q[slot, LEFT], rec)
         reg[HEAD] += 1
 
 
 @inner
-def _run(q, reg, slot, spent, rec):  # type: ignore[no-untyped-def]
+def run_on(q, reg, slot, spent, rec):  # type: ignore[no-untyped-def]
     """The copy under way goes on for `spent` and stops: landed where nothing is left of it."""
     note(rec, reg, LINK_TRACK, AHEAD, reg[BEGUN], reg[BEGUN] + spent, NONE, slot, q[slot, KEY], q[slot, BYTES])
     reg[BUSY] += spent
@@ -114,7 +114,7 @@ def interrupt(q, reg, ring, now, chunk, rec):  # type: ignore[no-untyped-def]
     border = q[slot, LEFT]
     if chunk > 0:
         border = min(border, latency + max(0, -((latency - ran) // chunk)) * chunk)
-    _run(q, reg, slot, border, rec)
+    run_on(q, reg, slot, border, rec)
     if q[slot, LEFT] == 0:
         reg[HEAD] += 1
 
@@ -149,7 +149,7 @@ def promote(q, reg, ring, disk, now, chunk, read, slot, rec, event):  # type: ig
     -> when it has landed."""
     if reg[BEGUN] >= 0 and ring[reg[HEAD] & (ring.shape[0] - 1), 0] == slot:
         end = reg[BEGUN] + q[slot, LEFT]
-        _run(q, reg, slot, q[slot, LEFT], rec)
+        run_on(q, reg, slot, q[slot, LEFT], rec)
         reg[HEAD] += 1
         return end
     interrupt(q, reg, ring, now, chunk, rec)
@@ -167,19 +167,26 @@ def promote(q, reg, ring, disk, now, chunk, read, slot, rec, event):  # type: ig
 
 
 @inner
+def drop(q, reg, slot, tally):  # type: ignore[no-untyped-def]
+    """A copy that is not under way ends here, its rest never moves. -> bytes of it that had moved."""
+    data = q[slot, LEFT] - q[slot, LATENCY]
+    moved = q[slot, BYTES] - round(q[slot, BYTES] * (data / max(1, q[slot, FULL])))
+    q[slot, STATE] = 0
+    q[slot, TICKET] += 1
+    reg[BACKLOG] -= q[slot, LEFT]
+    reg[LIVE] -= 1
+    tally[FILL_BYTES + q[slot, ORIGIN]] -= q[slot, BYTES] - moved
+    return moved
+
+
+@inner
 def vacate(q, reg, ring, slot, now, chunk, tally, rec):  # type: ignore[no-untyped-def]
     """The slot's expert is evicted: a copy that has not landed ends here (at a chunk border), its rest never moves."""
     moved = q[slot, BYTES]
     if q[slot, STATE] and reg[BEGUN] >= 0 and ring[reg[HEAD] & (ring.shape[0] - 1), 0] == slot:
         interrupt(q, reg, ring, now, chunk, rec)
     if q[slot, STATE]:
-        data = q[slot, LEFT] - q[slot, LATENCY]
-        moved = q[slot, BYTES] - round(q[slot, BYTES] * (data / max(1, q[slot, FULL])))
-        q[slot, STATE] = 0
-        q[slot, TICKET] += 1
-        reg[BACKLOG] -= q[slot, LEFT]
-        reg[LIVE] -= 1
-        tally[FILL_BYTES + q[slot, ORIGIN]] -= q[slot, BYTES] - moved
+        moved = drop(q, reg, slot, tally)
         if q[slot, ORIGIN] == PROACTIVE:
             tally[CANCELLED_COPIES] += moved == 0
         elif q[slot, ORIGIN] == UPLOAD:
@@ -222,26 +229,26 @@ def begun(q, reg, ring, slot, latency):  # type: ignore[no-untyped-def]
 
 
 @inner
-def restart(q, reg, where, tally, now):  # type: ignore[no-untyped-def]
-    """Every pool is emptied: nothing waits any more, and what was never used stays pending."""
+def restart(q, reg, ring, disk, where, now, chunk, tally, rec):  # type: ignore[no-untyped-def]
+    """Every pool is emptied: what is under way ends at its next border (a read with all of it), nothing waits any more, and
+    what was never used stays pending."""
+    settle(q, reg, ring, disk, now, rec)
+    interrupt(q, reg, ring, now, chunk, rec)
+    if reg[DISK_BEGUN] >= 0:
+        settle_disk(q, reg, disk, reg[DISK_BEGUN] + disk[reg[DISK_HEAD] & (disk.shape[0] - 1), 2], rec)
     for s in range(q.shape[0]):
         if q[s, UNUSED]:
             tally[PENDING] += q[s, BYTES]
         if q[s, STATE]:
-            tally[FILL_BYTES + q[s, ORIGIN]] -= q[s, BYTES]
-            q[s, TICKET] += 1
+            drop(q, reg, s, tally)
         q[s, KEY] = -1
-        q[s, STATE] = 0
         q[s, UNUSED] = 0
         q[s, WAVE] = 0
     for p in range(where.shape[0]):
         for k in range(where.shape[1]):
             where[p, k] = -1
-    if reg[BEGUN] >= 0:
-        reg[BUSY] += now - reg[BEGUN]
-    reg[BEGUN], reg[DISK_BEGUN], reg[LIVE], reg[BACKLOG] = -1, -1, 0, 0
     reg[HEAD], reg[TAIL], reg[DISK_HEAD], reg[DISK_TAIL] = 0, 0, 0, 0
-    reg[FREE], reg[DISK_FREE] = now, now
+    reg[FREE], reg[DISK_FREE] = max(reg[FREE], now), max(reg[DISK_FREE], now)
 
 
 @inner

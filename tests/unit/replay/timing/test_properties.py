@@ -93,6 +93,11 @@ def test_parts_sum_and_nothing_beats_the_bound(spec: Spec, there: Machine, miss:
     summary = found.summary()
     ends = sum(summary[f"bytes_{name}"] for name in ("useful", "late", "wasted", "cancelled", "pending"))
     assert ends == submitted
+    if there.link_latency_s == 0 and miss != "zero_copy" and not tier:  # the link is busy with what is counted as moved
+        moved = sum(summary[f"bytes_{name}"] for name in ("demand", "fill", "proactive", "upload"))
+        beyond = SIZE if there.link_chunk_bytes == 0 else there.link_chunk_bytes + 1  # a copy that the end cuts off
+        busy = found.link_busy_ps / 1e12 * there.link_rate if there.link_rate < math.inf else moved
+        assert moved - beyond - 1 <= busy <= moved + 1e-5 * (1 + moved)
     if miss == "fetch":
         assert summary["bytes_demand"] == int((log.kept | log.staged).sum()) * SIZE
     if disk is None:

@@ -54,7 +54,7 @@ def test_slices_add_up(decided: tuple[DecisionLog, PassFacts], tmp_path: Path, m
     device = sum(dur for _, dur, name in tracks[0] if name != "router read-back")
     assert device == pytest.approx(found.parts[:, 1].sum() / 1e6, rel=1e-9)
     link = sum(dur for _, dur, _ in tracks[1])
-    assert link <= found.link_busy_ps / 1e6 <= link + 2100  # a copy that the end cuts off is not drawn
+    assert link - 201 <= found.link_busy_ps / 1e6 <= link + 1e-6  # drawn to its chunk border where an eviction ends it
     assert {p.name for p in tmp_path.iterdir()} == {"t.json"}
 
 
