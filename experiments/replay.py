@@ -2,25 +2,29 @@
 
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from rgpu.errors import InputError
+from rgpu.experiments.built import built
 from rgpu.experiments.command import command
 from rgpu.experiments.inputs import allocated, make_policy, open_trace, pool_of, scored_parts
 from rgpu.experiments.study.timing import evaluated, plain, profile_named, time_section
 from rgpu.hardware import HardwareProfile, profile_of
+from rgpu.policies.belady import Belady
+from rgpu.policies.belady_bypass import BeladyBypass
 from rgpu.replay.allocate import Uniform
 from rgpu.replay.compile_hooks import check_decisions, written_by_user
-from rgpu.replay.engine import replay
+from rgpu.replay.engine import ReplayResult, replay
 from rgpu.replay.log_file import LogFile, save_log
+from rgpu.replay.pool import PoolConfig
+from rgpu.traces.trace import Trace
 
 
 @command("replay")
 def run(cfg: DictConfig) -> dict[str, Any]:
     policy = make_policy(cfg.policy, cfg.admission)
     trace = open_trace(cfg.trace, hidden=policy.traits.feature == "hidden")
-    allocator = instantiate(cfg.allocator)
+    allocator = built(cfg.allocator, "allocator")
     needed = policy.traits.calibration or not isinstance(allocator, Uniform)
     calibration, scored, digest = scored_parts(trace, cfg.calibration.share, needed)
     profile = profile_of_run(cfg)
@@ -48,10 +52,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         claims = {"hits": result.hits, "loads": result.loads}
         claims |= {} if result.bytes_loaded is None else {"bytes_loaded": result.bytes_loaded}
         save_log(cfg.log, LogFile(result.decisions, trace.header.num_experts, claims=claims, about=about))
-    section = {}
+    section: dict[str, Any] = {"bounds": distances(result, scored, pool, cfg.replay.reset, cfg.replay.touch_order)}
     if profile is not None:
         assert result.decisions is not None
-        section = {"time": time_section(cfg, profile, result.decisions, scored, accepted, pool)}
+        section |= {"time": time_section(cfg, profile, result.decisions, scored, accepted, pool)}
     return (
         result.to_json()
         | {
@@ -66,6 +70,20 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         }
         | section
     )
+
+
+def distances(result: ReplayResult, scored: Trace, pool: PoolConfig, reset: str, touch_order: str) -> dict[str, Any]:
+    """How far a result is from both offline optima at the same device slots; for unequal sizes they are no bounds and null.
+
+    `hits_below_belady` may be negative for a policy that loads unasked: Belady loads on demand only.
+    """
+    if len(set(scored.shape.expert_bytes)) > 1:
+        return {"belady_hits": None, "hits_below_belady": None, "bypass_loads": None, "loads_above_bypass": None}
+    forced, bypass = (replay(scored, p, pool, reset=reset, touch_order=touch_order) for p in (Belady(), BeladyBypass()))
+    return {
+        "belady_hits": forced.hits, "hits_below_belady": forced.hits - result.hits, "bypass_loads": bypass.demand_loads,
+        "loads_above_bypass": result.loads - bypass.demand_loads,
+    }  # fmt: skip
 
 
 def profile_of_run(cfg: DictConfig) -> HardwareProfile | None:

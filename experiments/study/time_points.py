@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from rgpu.errors import InputError
 from rgpu.experiments.study.points import Point, at_point, run_point
-from rgpu.experiments.study.timing import usable_handlers
+from rgpu.experiments.study.timing import usable_handlers, with_fetch
 from rgpu.hardware import HardwareProfile
+from rgpu.policies.belady import Belady
 from rgpu.policies.belady_bypass import BeladyBypass
 from rgpu.policies.policy import Policy
 from rgpu.replay.engine import ReplayResult, SharedEvents
@@ -69,16 +70,20 @@ def time_sweep(
     bar = tqdm(total=len(points) * len(pairs), desc="time sweep", unit="point", disable=None)
     capacities = list(dict.fromkeys((p.scope, p.slots) for p in points))
 
-    def fewest(at: tuple[str, int]) -> int:
-        point = Point("belady_bypass", *at, 0)
-        return run_point(scored, None, BeladyBypass(), point, settings, shared, False).demand_loads
+    def best(at: tuple[str, int]) -> tuple[int, int]:
+        """(fewest loads of any schedule, most hits on demand) at a capacity."""
+        forced, bypass = (
+            run_point(scored, None, policy, Point(policy.name, *at, 0), settings, shared, False)
+            for policy in (Belady(), BeladyBypass())
+        )
+        return bypass.demand_loads, forced.hits
 
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         try:
             pending = [p for p in points if not _kept(parts, p).exists()]
             needed = [c for c in capacities if c in {(p.scope, p.slots) for p in pending}]
             same_size = len(set(clocks.cost.expert_bytes.tolist())) == 1
-            least = dict(zip(needed, pool.map(fewest, needed), strict=True)) if same_size else {}
+            bests = dict(zip(needed, pool.map(best, needed), strict=True)) if same_size else {}
             events = {s: shared.get(s, settings.touch_order, False) for s in {p.scope for p in pending}}
             device = {
                 (s, p.name): device_seconds(e, clocks.facts, p.machine(), clocks.cost, scored.header.top_k)
@@ -94,8 +99,7 @@ def time_sweep(
                 policy = policies[point.policy]
                 decided = run_point(scored, calibration, policy, point, settings, shared, False, decisions=True)
                 at = at_point(context, scored, policy, point, settings)
-                bytes_least = least.get((point.scope, point.slots), -1) * float(clocks.cost.expert_bytes[0])
-                rows = timed_rows(at, decided, scored, clocks, bytes_least, device, bar)
+                rows = timed_rows(at, decided, scored, clocks, bests.get((point.scope, point.slots)), device, bar)
                 append(kept, rows)
                 return rows
 
@@ -115,11 +119,11 @@ def timed_rows(
     decided: ReplayResult,
     trace: Trace,
     clocks: Clocks,
-    least_bytes: float,
+    best: tuple[int, int] | None,
     device: dict[Any, Any],
     bar: Any,
 ) -> pa.Table:
-    """Rows of one log on every machine. `least_bytes` below 0: no bound."""
+    """Rows of one log on every machine. `best`: fewest loads and most hits at its capacity; None: no bound."""
     log, facts, cost, top_k = decided.decisions, clocks.facts, clocks.cost, trace.header.top_k
     assert log is not None
     classes = classify(log, facts)
@@ -130,18 +134,27 @@ def timed_rows(
         counted.rows("loads_per_token", "loads/token", decided.loads / trace.tokens, numerator=decided.loads,
                      denominator=trace.tokens),
     ]  # fmt: skip
+    if best is not None:
+        loads, most = best
+        tables += [
+            counted.rows("belady_hit_rate", "share", most / accesses, numerator=most, denominator=accesses),
+            counted.rows("loads_above_bypass", "loads/token", (decided.loads - loads) / trace.tokens,
+                         numerator=decided.loads - loads, denominator=trace.tokens),
+        ]  # fmt: skip
     for profile, miss in clocks.pairs():
         machine = profile.machine()
         found = simulate(log, facts, machine, cost, top_k, miss=miss, overlap=clocks.overlap, classes=classes)
         here = at.at(machine=profile.name, miss=miss, case=clocks.overlap, simulated=True)
         tables += summary_rows(here, found)
-        if least_bytes >= 0:
-            bound = time_bound(
-                log.events, facts, machine, cost, top_k, least_bytes, usable_handlers(machine),
-                device=device[decided.scope, profile.name],
-            )  # fmt: skip
-            share = bound.seconds / found.seconds if found.seconds else None
-            tables.append(here.rows("bound_share", "share", share, numerator=bound.seconds, denominator=found.seconds))
+        if best is not None:
+            for name, handlers in (("bound", usable_handlers(machine)), ("handler_bound", with_fetch(miss))):
+                bound = time_bound(
+                    log.events, facts, machine, cost, top_k, best[0] * float(cost.expert_bytes[0]), handlers,
+                    device=device[decided.scope, profile.name],
+                )  # fmt: skip
+                share = bound.seconds / found.seconds if found.seconds else None
+                seconds = {"numerator": bound.seconds, "denominator": found.seconds}
+                tables.append(here.rows(f"{name}_share", "share", share, **seconds))
         bar.update()
     return pa.concat_tables(tables)
 

@@ -68,6 +68,18 @@ def test_a_grid_gives_what_single_replays_give(trace: Path, tmp_path: Path, call
         for metric in ("tpot_s", "tpot_p95_s", "link_busy_share", "bytes_demand", "seconds"):
             assert cells[policy, 4, machine, miss, metric] == one["time"][metric]
         assert cells[policy, 4, machine, miss, "bound_share"] == pytest.approx(one["time"]["bound_share"])
+        assert cells[policy, 4, machine, miss, "handler_bound_share"] == pytest.approx(
+            one["time"]["handler_bound_share"]
+        )
+        counted = rows[~rows["simulated"] & (rows["policy"] == policy) & (rows["slots"] == 4)].set_index("metric")
+        bounds = one["bounds"]
+        assert (
+            counted.loc["belady_hit_rate", "numerator"]
+            == bounds["belady_hits"]
+            == one["hits"] + bounds["hits_below_belady"]
+        )
+        above = counted.loc["loads_above_bypass", "numerator"]
+        assert above == bounds["loads_above_bypass"] == one["loads"] - bounds["bypass_loads"] >= 0
     shares = timed[timed["metric"] == "bound_share"]["value"]
     assert (shares > 0).all() and (shares <= 1 + 1e-9).all()
     parts = sum(cells["ring", 3, "rtx4090", "split", f"tpot_{p}_s"] for p in ("compute", "exposed", "cpu", "sync"))
