@@ -28,6 +28,7 @@ from rgpu.replay.timing.link import (
     LIVE,
     NONE,
     PROACTIVE,
+    READY,
     RECORD,
     REGISTERS,
     STATE,
@@ -134,6 +135,7 @@ def run_clock(  # type: ignore[no-untyped-def]
     ev[CHUNK_PS], ev[LATENCY_PS], ev[OVERLAP] = np.int64(mach[CHUNK]), np.int64(mach[COPY_PS]), overlap
     tracked = proactive.shape[0] + fills.shape[0] > 0 or handler in (CPU, SPLIT)
     disks = disk_A.shape[0] > 0
+    turns = 2 if disks else 1  # what is in host memory is served before what the disk must be read for
     sync = np.int64(mach[SYNC_PS])
     t = np.int64(0)
     load, filled, stretch = 0, 0, 0
@@ -189,10 +191,14 @@ def run_clock(  # type: ignore[no-untyped-def]
                 s = ring[reg[HEAD] & (places - 1), 0]
                 if q[s, WANTED] == ev[WAVE_FIRST]:
                     serve_late(ev, q, reg, ring, disk, mach, handler, s, q[s, KEY], tally, rec)
-            for a in range(a0, a1):
-                if codes[a] < 0 and codes[a] != BYPASS and q[where[pool[e], keys[a]], WANTED] == ev[WAVE_FIRST]:
+            for turn in range(turns):
+                for a in range(a0, a1):
+                    if codes[a] >= 0 or codes[a] == BYPASS:
+                        continue
                     key = np.int64(keys[a])
-                    serve_late(ev, q, reg, ring, disk, mach, handler, where[pool[e], key], key, tally, rec)
+                    s = where[pool[e], key]
+                    if q[s, WANTED] == ev[WAVE_FIRST] and (turn + 1 == turns or q[s, READY] != NEVER):
+                        serve_late(ev, q, reg, ring, disk, mach, handler, s, key, tally, rec)
         moved = np.float64(nbytes * kept)
         if misses:
             if handler == FETCH:
@@ -203,12 +209,13 @@ def run_clock(  # type: ignore[no-untyped-def]
                 tally[LINK_COPIES] += misses
             elif handler == CPU:
                 moved = np.float64(0.0)
-                for a in range(a0, a1):
-                    if codes[a] >= 0 or codes[a] == BYPASS:
-                        there = t
-                        if disks and disk_A[a]:
-                            there = last_read(ev, q, reg, disk, keys, codes, a, a + 1, disk_A, rec)
-                        on_cpu(ev, reg, mach, there, np.int64(keys[a]), tally, rec)
+                for turn in range(turns):
+                    for a in range(a0, a1):
+                        if (codes[a] >= 0 or codes[a] == BYPASS) and (not disks or disk_A[a] == turn):
+                            there = t
+                            if turn:
+                                there = last_read(ev, q, reg, disk, keys, codes, a, a + 1, disk_A, rec)
+                            on_cpu(ev, reg, mach, there, np.int64(keys[a]), tally, rec)
             elif handler == SPLIT:
                 moved = split(ev, q, reg, ring, disk, keys, codes, a0, a1, misses, disk_A, mach, tally, rec)
             else:

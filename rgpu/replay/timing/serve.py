@@ -127,55 +127,77 @@ def on_cpu(ev, reg, mach, ready, key, tally, rec):  # type: ignore[no-untyped-de
 
 
 @inner
+def wave_end(ev, q, codes, first, last):  # type: ignore[no-untyped-def]
+    """Where the wave of kept misses that begins at `first` ends: before a slot that the wave uses already."""
+    for b in range(first, last):
+        if codes[b] >= 0:
+            if q[ev[BASE] + np.int64(codes[b]), WAVE] == ev[WAVE_NOW]:
+                return b
+            for c in range(first, b):
+                if codes[c] == codes[b]:
+                    return b
+    return last
+
+
+@inner
 def fetch(ev, q, reg, ring, disk, where, keys, codes, a0, a1, kept, misses, staging, from_disk, tracked, tally, rec):  # type: ignore[no-untyped-def]
-    """Misses are copied in rank order: kept ones wave by wave into their slots, then the others through staging slots.
+    """Misses are copied in rank order: kept ones wave by wave into their slots, then the others through staging slots; in
+    each wave, and of the others, those in host memory before those that the disk must be read for.
 
     A copy into a slot that this event uses waits until the slot's wave is computed.
     """
     interrupt(q, reg, ring, ev[T], ev[CHUNK_PS], rec)
     disks = from_disk.shape[0] > 0
-    if kept:
-        for a in range(a0, a1):
-            if codes[a] < 0:
-                continue
-            slot, key = ev[BASE] + np.int64(codes[a]), np.int64(keys[a])
-            if q[slot, WAVE] == ev[WAVE_NOW]:
-                close_wave(ev, reg, rec)
-            earliest = ev[CLOSED] if q[slot, WAVE] >= ev[WAVE_FIRST] else ev[T]
-            if tracked:
-                vacate(q, reg, ring, slot, ev[T], ev[CHUNK_PS], tally, rec)
-            if disks and from_disk[a]:
-                earliest = max(earliest, read_now(reg, disk, q, ev[T], ev[ONE_READ], rec, ev[E], slot, key, ev[NBYTES]))
-            at = demand(q, reg, ring, ev[T], earliest, ev[ONE_COPY], rec, ev[E], slot, key, ev[NBYTES])
-            q[slot, WAVE] = ev[WAVE_NOW]
-            q[slot, KEY] = key
-            where[ev[POOL], key] = slot
-            compute(ev, reg, at, slot, key, rec)
+    turns = 2 if disks else 1
+    first = a0
+    while kept and first < a1:
+        last = wave_end(ev, q, codes, first, a1) if disks else a1
+        for turn in range(turns):
+            for a in range(first, last):
+                if codes[a] < 0 or (disks and from_disk[a] != turn):
+                    continue
+                slot, key = ev[BASE] + np.int64(codes[a]), np.int64(keys[a])
+                if q[slot, WAVE] == ev[WAVE_NOW]:
+                    close_wave(ev, reg, rec)
+                earliest = ev[CLOSED] if q[slot, WAVE] >= ev[WAVE_FIRST] else ev[T]
+                if tracked:
+                    vacate(q, reg, ring, slot, ev[T], ev[CHUNK_PS], tally, rec)
+                if turn:
+                    read = read_now(reg, disk, q, ev[T], ev[ONE_READ], rec, ev[E], slot, key, ev[NBYTES])
+                    earliest = max(earliest, read)
+                at = demand(q, reg, ring, ev[T], earliest, ev[ONE_COPY], rec, ev[E], slot, key, ev[NBYTES])
+                q[slot, WAVE] = ev[WAVE_NOW]
+                q[slot, KEY] = key
+                where[ev[POOL], key] = slot
+                compute(ev, reg, at, slot, key, rec)
+        if last < a1:
+            close_wave(ev, reg, rec)
+        first = last
     if kept == misses:
         return
     n = 0
-    for a in range(a0, a1):
-        if codes[a] != BYPASS:
-            continue
-        if n == 0:
-            close_wave(ev, reg, rec)
-            for i in range(staging.shape[0]):
-                staging[i] = ev[T]
-        turn = n % staging.shape[0]
-        if ev[OVERLAP] == BY_WAVE and turn == 0 and n:
-            close_wave(ev, reg, rec)
-            for i in range(staging.shape[0]):
-                staging[i] = ev[GPU]
-        earliest = staging[turn]
-        if disks and from_disk[a]:
-            earliest = max(
-                earliest, read_now(reg, disk, q, ev[T], ev[ONE_READ], rec, ev[E], NONE, np.int64(keys[a]), ev[NBYTES])
-            )
-        at = demand(q, reg, ring, ev[T], earliest, ev[ONE_COPY], rec, ev[E], NONE, np.int64(keys[a]), ev[NBYTES])
-        compute(ev, reg, at, NONE, np.int64(keys[a]), rec)
-        if ev[OVERLAP] != BY_WAVE:
-            staging[turn] = ev[GPU]
-        n += 1
+    for turn in range(turns):
+        for a in range(a0, a1):
+            if codes[a] != BYPASS or (disks and from_disk[a] != turn):
+                continue
+            key = np.int64(keys[a])
+            if n == 0:
+                close_wave(ev, reg, rec)
+                for i in range(staging.shape[0]):
+                    staging[i] = ev[T]
+            place = n % staging.shape[0]
+            if ev[OVERLAP] == BY_WAVE and place == 0 and n:
+                close_wave(ev, reg, rec)
+                for i in range(staging.shape[0]):
+                    staging[i] = ev[GPU]
+            earliest = staging[place]
+            if turn:
+                earliest = max(earliest, read_now(reg, disk, q, ev[T], ev[ONE_READ], rec, ev[E], NONE, key, ev[NBYTES]))
+            at = demand(q, reg, ring, ev[T], earliest, ev[ONE_COPY], rec, ev[E], NONE, key, ev[NBYTES])
+            compute(ev, reg, at, NONE, key, rec)
+            if ev[OVERLAP] != BY_WAVE:
+                staging[place] = ev[GPU]
+            n += 1
 
 
 @inner

@@ -135,3 +135,32 @@ def test_a_load_from_disk_reads_first() -> None:
     assert found.disk_bytes == 2 * SIZE
     found = simulate(log, facts_of(2), there, COST, 1, disk=DiskLoads(np.array([0, 0], np.uint8), 0 * one, none))
     assert found.seconds_P == pytest.approx([13 * MS, 11 * MS]) and found.disk_bytes == 0
+
+
+@pytest.mark.parametrize("from_disk", range(4))
+@pytest.mark.parametrize("staging", [0, 1])
+def test_what_is_in_host_memory_does_not_wait_for_the_disk(from_disk: int, staging: int) -> None:
+    log = log_of([[(k, BYPASS if staging else k) for k in range(4)]], slots=8, staging=staging)
+    read, none = np.zeros(4, np.uint8), np.zeros(0, np.uint8)
+    read[from_disk] = 1
+    disk = DiskLoads(read, none, none)
+    there = machine(link_bytes_per_s=1e9, disk_bytes_per_s=2e8, cpu_bytes_per_s=1e9)  # copy, CPU 1 ms; read 5 ms
+    for miss in ("fetch", "cpu"):
+        found = simulate(log, facts_of(1), there, cost_of_layers(), 4, miss=miss, disk=disk)
+        assert found.seconds == pytest.approx((5 + 1) * MS), miss
+    ahead = [(0, 0, k, k, -1) for k in range(4)]
+    late = log_of([[(9, 7)], [(k, PREFETCH_HIT) for k in range(4)]], slots=8, proactive=ahead)
+    there = machine(bytes_per_s=1e9, link_bytes_per_s=1e9, disk_bytes_per_s=2e8)
+    found = simulate(late, facts_of(2), there, cost_of_layers(), 4, disk=DiskLoads(np.zeros(5, np.uint8), read, none))
+    assert found.seconds_P[1] == pytest.approx((5 + 1 + 1) * MS)
+
+
+def test_waves_stay_in_order_beside_the_disk() -> None:
+    log = log_of([[(5, HIT), (0, 0), (1, 1), (2, 0), (3, 2)], [(2, HIT), (1, HIT), (3, HIT)]], slots=3,
+                 fills=[(0, 0, 5, 0, -1)])  # fmt: skip
+    there = machine(bytes_per_s=1e9, link_bytes_per_s=1e9, disk_bytes_per_s=2e8)
+    disk = DiskLoads(np.array([0, 0, 1, 1, 0, 0, 0, 0], np.uint8), np.zeros(0, np.uint8), np.zeros(1, np.uint8))
+    found = simulate(log, facts_of(2), there, cost_of_layers(), 3, disk=disk)
+    # the fill lands at 1 and is computed until 2; wave 2: 0 copied 2 to 3, 1 read by 5 and copied to 6, computed until 7;
+    # wave 3: 3 in host memory is copied first, 2 read by 10 into the slot of 0
+    assert found.seconds_P == pytest.approx([12 * MS, 3 * MS])
