@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 from hydra import compose
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from rgpu.errors import InputError
+from rgpu.experiments.built import built
 from rgpu.policies.admission import admitted
 from rgpu.policies.policy import Policy
 from rgpu.replay.allocate import Allocator, Uniform, allocate
@@ -89,8 +89,8 @@ def _whole(name: str, value: Any, least: int) -> None:
 
 def make_policy(cfg: DictConfig, admission: DictConfig | None = None) -> Policy:
     """The policy a `conf/policy/*.yaml` names, behind the plug a `conf/admission/*.yaml` names."""
-    policy: Policy = instantiate(cfg)
-    return policy if admission is None else admitted(policy, instantiate(admission))
+    policy: Policy = built(cfg, "policy")
+    return policy if admission is None else admitted(policy, built(admission, "admission"))
 
 
 def policy_named(name: str) -> Policy:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from rgpu.errors import InputError
+from rgpu.experiments.built import built
 from rgpu.experiments.inputs import make_policy, pool_of
 from rgpu.policies.policy import Policy
 from rgpu.predictors.base import load_predictor
@@ -48,7 +48,9 @@ def set_up(cfg: DictConfig) -> Setup:
     chosen = cfg.get("predictor")
     if saved is not None and chosen is not None:
         raise InputError("got predictor and calibration.predictor; expected one of them; drop predictor=")
-    fitted = None if chosen is None else instantiate(chosen, **({"model": cfg.model} if "model" in chosen else {}))
+    fitted = (
+        None if chosen is None else built(chosen, "predictor", **({"model": cfg.model} if "model" in chosen else {}))
+    )
     learns = fitted is not None and fitted.learns
     calibration = _calibration(cfg) if policy.traits.calibration or learns else None
     if fitted is not None:
@@ -70,7 +72,7 @@ def set_up(cfg: DictConfig) -> Setup:
             fitted.check(shape).observe(sample_event(shape, hidden))
             fitted.predict()  # compiles
             fitted.reset()
-        planner = instantiate(cfg.planner) if fitted is not None else None
+        planner = built(cfg.planner, "planner") if fitted is not None else None
         return Controller(
             policy, shape, pool(shape), predictor=fitted, planner=planner, seed=cfg.seed, feature=feature,
             calibration=calibration if policy.traits.calibration else None,

@@ -4,10 +4,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from rgpu.errors import InputError
+from rgpu.experiments.built import built
 from rgpu.experiments.command import command
 from rgpu.replay.prediction import evaluate, over_layers
 from rgpu.traces.split import Split, split
@@ -33,7 +33,7 @@ def train(
 @command("train")
 def run(cfg: DictConfig) -> dict[str, Any]:
     begin = perf_counter()
-    predictor = instantiate(cfg.predictor)
+    predictor = built(cfg.predictor, "predictor")
     trace = load_trace(cfg.trace.path, hidden="hidden" in getattr(predictor, "needs", ("hidden",)))
     parts = split(trace, cfg.split.calibration, cfg.split.seed)
     out = Path(cfg.out or f"outputs/predictors/{predictor.name}")

@@ -74,7 +74,7 @@ class HardwareProfile:
         lines = [f"name: {self.name}"]
         for name in (*GPU, *HOST):
             if (value := getattr(self, name)) is not None:
-                lines.append(f'{name}: {{value: {value:.6g}, source: "{self.sources[name]}"}}')
+                lines.append(f'{name}: {{value: {float(f"{value:.6g}")!r}, source: "{self.sources[name]}"}}')
         return "\n".join(lines) + "\n"
 
 
