@@ -46,10 +46,10 @@ def log_of(
 
 
 def facts_of(passes: int, tokens: float = 1.0) -> PassFacts:
-    work = np.zeros((passes, 5))
-    work[:, 0] = tokens
-    ones = np.ones(passes)
-    return PassFacts(work, np.ones(passes, bool), ones, ones, np.zeros(passes, np.int64), False)
+    work = np.zeros((passes, 6))
+    work[:, [0, 5]] = tokens
+    ones, none = np.ones(passes), np.zeros(1, np.int64)
+    return PassFacts(work, np.ones(passes, bool), ones, ones, np.zeros(passes, np.int64), none, none - 1)
 
 
 def cost_of_layers(layers: int = 1, dense_bytes: float = 0.0, size: float = SIZE) -> ModelCost:

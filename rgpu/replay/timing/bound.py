@@ -72,7 +72,7 @@ def time_bound(
     seconds, m = min((max(a + p * m for a, p in lines), m) for m in candidates)
     x = max(0.0, miss_bytes - m)
     steps = float(facts.steps.sum())
-    whole = bool(facts.decode.all()) and steps > 0
+    whole = bool(facts.decode.all()) and not facts.prefill and steps > 0
     return Bound(
         seconds, seconds / steps if whole else float("nan"), max(fixed, fixed + experts - per_byte * m), x * per_link_byte,
         m / cpu if cpu > 0 else 0.0, max(x + m, miss_bytes) / machine.host_bytes_per_s, x, m,
@@ -84,12 +84,13 @@ def device_seconds(
 ) -> tuple[float, float, float, float]:
     """(seconds beside routed experts, seconds of all routed experts on the device, the most seconds that one byte of them
     takes, bytes of all of them)."""
-    work = facts.work
+    work, packed = facts.work, cost.packed(top_k)
     fixed = len(events.pool) * (machine.launch_s + machine.sync_s)
     for at in range(cost.layers):
         kv, pairs = (work[:, 2], work[:, 4]) if cost.windowed[at] else (work[:, 1], work[:, 3])
-        nbytes = cost.dense_bytes[at] + cost.kv_bytes[at] * kv
-        flop = cost.dense_flop[at] * work[:, 0] + cost.attention_flop[at] * pairs
+        dense, flop_a_token, *_, head_bytes, head_flop = packed[at]
+        nbytes = dense + cost.kv_bytes[at] * kv + np.where(work[:, 5] > 0, head_bytes, 0.0)
+        flop = flop_a_token * work[:, 0] + cost.attention_flop[at] * pairs + head_flop * work[:, 5]
         fixed += float(np.maximum(nbytes / machine.bytes_per_s, flop / machine.flop_per_s).sum())
     members = np.diff(events.offs)
     rows = np.maximum(1.0, work[np.arange(len(members)) // cost.layers, 0] * top_k / np.maximum(members, 1))

@@ -91,11 +91,14 @@ WALL, COMPUTE, EXPOSED, CPU_WAIT, SYNCED, PARTS = range(6)  # columns of the res
 
 @inner
 def dense_ps(cost, work, mach):  # type: ignore[no-untyped-def]
-    """A layer beside its routed experts: the slower of its bytes and its operations, and the launch."""
+    """A layer beside its routed experts: the slower of its bytes and its operations, and the launch. The output head counts
+    where rows of the pass yield a token, and its operations for these only."""
     kv = work[2] if cost[5] else work[1]
     pairs = work[4] if cost[5] else work[3]
     nbytes = cost[0] + cost[2] * kv
-    flop = cost[1] * work[0] + cost[3] * pairs
+    flop = cost[1] * work[0] + cost[3] * pairs + cost[8] * work[5]
+    if work[5] > 0:
+        nbytes += cost[7]
     return ps(max(nbytes * mach[BYTE], flop * mach[FLOP])) + np.int64(mach[LAUNCH])
 
 

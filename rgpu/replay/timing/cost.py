@@ -20,8 +20,9 @@ _OPTIONAL = ("router_bytes", "shared_expert_bytes", "head_bytes", "dense_params"
 @dataclass(frozen=True, slots=True)
 class ModelCost:
     """Arrays float64 [L]: `dense_bytes` (attention, router, shared experts, norms; the last layer also the output head),
-    `dense_flop` per token, `kv_bytes` per token of context, `attention_flop` per token and token of context,
-    `expert_bytes` and `expert_flop` per token of one expert; `windowed` bool [L]. `source`: where the numbers come from."""
+    `dense_flop` per token without the head, `kv_bytes` per token of context, `attention_flop` per token and token of
+    context, `expert_bytes` and `expert_flop` per token of one expert; `windowed` bool [L]. The output head: `head_bytes` of
+    the last layer's, read where a pass yields a token, `head_flop` per token yielded. `source`: where the numbers come from."""
 
     name: str
     dense_bytes: np.ndarray
@@ -33,16 +34,21 @@ class ModelCost:
     windowed: np.ndarray
     window: int
     source: str
+    head_bytes: float = 0.0
+    head_flop: float = 0.0
 
     @property
     def layers(self) -> int:
         return len(self.dense_bytes)
 
     def packed(self, top_k: int) -> np.ndarray:
-        """float64 [L, 7] for the kernels: dense bytes, dense flop, kv bytes, attention flop, expert flop, windowed, top-k."""
+        """float64 [L, 9] for the kernels: dense bytes without the head, dense flop, kv bytes, attention flop, expert flop,
+        windowed, top-k, bytes and flop of the head."""
+        head = np.zeros((self.layers, 2))
+        head[-1] = self.head_bytes, self.head_flop
         return np.column_stack(
-            [self.dense_bytes, self.dense_flop, self.kv_bytes, self.attention_flop, self.expert_flop, self.windowed,
-             np.full(self.layers, top_k)]
+            [self.dense_bytes - head[:, 0], self.dense_flop, self.kv_bytes, self.attention_flop, self.expert_flop,
+             self.windowed, np.full(self.layers, top_k), head]
         ).astype(np.float64)  # fmt: skip
 
 
@@ -56,7 +62,6 @@ def cost_of(data: Mapping[str, Any], layers: int, expert_bytes: tuple[int, ...] 
     dense = np.full(layers, get["dense_layer_bytes"] + get["router_bytes"] + get["shared_expert_bytes"])
     flop = np.full(layers, 2 * get["dense_params"])
     dense[-1] += get["head_bytes"]
-    flop[-1] += 2 * get["head_params"]
     every = int(get["windowed_every"])
     windowed = np.arange(layers) % every == 0 if every else np.zeros(layers, bool)
     experts = np.asarray(expert_bytes, np.float64) if any(expert_bytes) else np.full(layers, get["expert_bytes"])
@@ -64,6 +69,7 @@ def cost_of(data: Mapping[str, Any], layers: int, expert_bytes: tuple[int, ...] 
     return ModelCost(
         name, dense, flop, np.full(layers, get["kv_bytes_per_token"]), np.full(layers, get["attention_flop_per_context"]),
         experts, np.full(layers, 2 * get["expert_params"]), windowed, int(get["window"]), source,
+        get["head_bytes"], 2 * get["head_params"],
     )  # fmt: skip
 
 

@@ -68,7 +68,7 @@ class TimingResult:
 
     @property
     def tpot_s(self) -> float:
-        """Seconds per output token of a sequence, over decode passes."""
+        """Seconds per output token of a sequence, over the passes that evaluate generated tokens."""
         return self._per_step(WALL)
 
     def _per_step(self, column: int) -> float:
@@ -77,7 +77,7 @@ class TimingResult:
         return float(self.parts[decode, column].sum()) / 1e12 / steps if steps else float("nan")
 
     def percentiles(self) -> dict[str, float]:
-        """TPOT of single decode passes."""
+        """TPOT of single passes that evaluate generated tokens."""
         decode = self.facts.decode & (self.facts.steps > 0)
         if not decode.any():
             return {f"tpot_p{p}_s": float("nan") for p in PERCENTILES}
@@ -85,12 +85,12 @@ class TimingResult:
         return {f"tpot_p{p}_s": float(v) for p, v in zip(PERCENTILES, np.percentile(each, PERCENTILES), strict=True)}
 
     def ttft_s(self) -> np.ndarray:
-        """float64 [S]: seconds of each sequence's prompt passes; empty for a trace without its prompts."""
-        if not self.facts.prefill:
-            return np.zeros(0)
-        prompt = ~self.facts.decode
-        spent = np.bincount(self.facts.sequence[prompt], self.seconds_P[prompt])
-        return spent[spent > 0]
+        """float64: of each sequence with a prompt, in order, the seconds from the begin of its first pass to the end of its
+        last prompt pass, whatever else these passes and those between them evaluate."""
+        ends = np.cumsum(self.parts[:, WALL])
+        begins = ends - self.parts[:, WALL]
+        has = self.facts.prompt_end >= 0
+        return (ends[self.facts.prompt_end[has]] - begins[self.facts.first[has]]) / 1e12  # type: ignore[no-any-return]
 
     def summary(self) -> dict[str, Any]:
         """The figures of one run, in seconds, bytes and shares; labelled simulated."""
