@@ -43,7 +43,7 @@ class LowScore:
 
 @dataclass(frozen=True, slots=True)
 class SecondHit:
-    """Keep a miss only if the expert also missed within the last `window` events of its pool."""
+    """Keep a miss only if the expert also missed within the last `window` passes (events of its layer)."""
 
     window: int = 64
     name: ClassVar[str] = "second_hit"
@@ -106,6 +106,8 @@ class Admitted:
         if prepare := getattr(self.policy, "prepare", None):
             prepare(setting)
         setting.m[:, REG, GATE], setting.m[:, REG, GATE_VALUE] = self.plug.kind, self.plug.value
+        if isinstance(self.plug, SecondHit):  # a pool of several layers sees an event of each in every pass
+            setting.m[:, REG, GATE_VALUE] *= np.bincount(setting.pool_of, minlength=len(setting.m))
 
     def fill(self, setting: Setting) -> list[np.ndarray]:
         if fill := getattr(self.policy, "fill", None):

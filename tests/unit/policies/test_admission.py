@@ -81,6 +81,19 @@ def test_lru_behind_a_plug_counts_what_its_words_say(seed: int, slots: int, plug
     assert (result.hits, int(result.decisions.kept.sum())) == tuple(np.sum(expected, 0))
 
 
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), window=st.integers(1, 4), scope=st.sampled_from(("global", "group2")))
+def test_a_second_hit_is_within_passes_whatever_shares_the_pool(seed: int, window: int, scope: str) -> None:
+    trace = routed_trace(seed, tokens=40, layers=4, top_k=2)  # room for all: only the plug decides what is kept
+    experts, shared = trace.header.num_experts, {"global": 4, "group2": 2}[scope]
+    kept = []
+    for pool in (PoolConfig(slots=experts + 1), PoolConfig(scope, slots=experts * shared + 1)):
+        result = replay(trace, admitted(Lru(), SecondHit(window)), pool, decisions=True)
+        assert result.decisions is not None
+        kept.append(result.decisions.kept.tolist())
+    assert kept[0] == kept[1] and 0 < sum(kept[0]) < len(kept[0])
+
+
 @pytest.mark.parametrize("plug", PLUGS, ids=str)
 @pytest.mark.parametrize("policy", [Lru(), Fifo(), StaticHot(), Plain(str(EXAMPLE))], ids=lambda p: p.name)
 def test_live_decides_as_replay(policy: Any, plug: Any) -> None:
