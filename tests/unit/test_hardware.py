@@ -1,5 +1,6 @@
 """Hardware profiles: each shipped one loads, says where its numbers come from, and survives a round trip."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,22 @@ def test_the_profiles_of_the_project_are_there() -> None:
             "hardware rtx4090: got link_gb_per_s=0; expected a number above 0",
         ),
         ({"sync_us": {"value": -1, "source": "x"}}, "hardware rtx4090: got sync_us=-1; expected a number from 0"),
+        (
+            {"sync_us": {"value": 1e14, "source": "x"}},
+            "hardware rtx4090: got sync_us=100000000000000.0; expected a number",
+        ),
+        (
+            {"sync_us": {"value": math.inf, "source": "x"}},
+            "hardware rtx4090: got sync_us=inf; expected a number from 0 to",
+        ),
+        (
+            {"vram_gb": {"value": math.nan, "source": "x"}},
+            "hardware rtx4090: got vram_gb=nan; expected a number from 0 to",
+        ),
+        (
+            {"link_gb_per_s": {"value": 25e9, "source": "bytes"}},
+            "hardware rtx4090: got link_gb_per_s=25000000000.0; expected a number from 0 to 1,000,000",
+        ),
         ({"sync_us": {"value": True, "source": "x"}}, "hardware rtx4090: got sync_us=True; expected a number from 0"),
     ],
 )

@@ -84,5 +84,5 @@ class Machine:
         for column, seconds in fixed.items():
             out[column] = math.ceil(seconds * PS)
         chunk = self.link_chunk_bytes * out[LINK_BYTE]
-        out[CHUNK] = math.ceil(chunk) if 0 < chunk < math.inf else 0
+        out[CHUNK] = math.ceil(min(chunk, 2.0**60)) if 0 < chunk < math.inf else 0
         return out

@@ -19,6 +19,7 @@ from rgpu.replay.timing.result import TimingResult
 
 MISSES = ("fetch", "cpu", "split", "zero_copy")  # in the order of the kernels' numbers
 OVERLAPS = ("wave", "expert", "stream")
+LONGEST_S = 9e6  # what int64 picoseconds hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ def simulate(
     the machine cannot do, and on facts or costs of another trace.
     """
     check(log, facts, machine, cost, miss, overlap, disk)
+    check_length(log, facts, machine, cost.packed(top_k), cost.expert_bytes, miss, disk)
     events, layout, handler = log.events, log.layout, MISSES.index(miss)
     parts, tally = np.zeros((facts.passes, PARTS), np.int64), np.zeros(TALLIES, np.int64)
     packed, mach = cost.packed(top_k), machine.packed()
@@ -114,4 +116,34 @@ def check(
         raise InputError(
             f"timing: got {len(log.events.pool)} events in {facts.passes} passes of {cost.layers} layers; "
             "expected facts of the replayed trace"
+        )
+
+
+def check_length(
+    log: DecisionLog, facts: PassFacts, machine: Machine, packed: np.ndarray, size: np.ndarray, miss: str,
+    disk: DiskLoads | None,
+) -> None:  # fmt: skip
+    """Whether the clock can count so far: everything one after another, nothing beside anything, is less than it holds."""
+    tokens, context, near, pairs, pairs_near, yielded = facts.work.sum(0)
+    dense, flop, kv, attention, expert_flop, windowed, top_k, head, head_flop = packed.T
+    nbytes = dense * facts.passes + kv * np.where(windowed > 0, near, context) + head * facts.passes
+    work = flop * tokens + attention * np.where(windowed > 0, pairs_near, pairs) + head_flop * yielded
+    accesses = len(log.codes)
+    copies = 2 * accesses + len(log.proactive) + len(log.fills)
+    each, rows = float(size.max()), tokens * len(packed) * top_k.max() + accesses
+    seconds = nbytes.sum() / machine.bytes_per_s + work.sum() / machine.flop_per_s
+    seconds += len(log.events.pool) * (machine.launch_s + machine.sync_s)
+    seconds += accesses * each / machine.bytes_per_s + rows * expert_flop.max() / machine.flop_per_s
+    seconds += copies * (machine.link_latency_s + each / machine.link_rate)
+    if miss in ("cpu", "split"):
+        seconds += accesses * (machine.cpu_call_s + each / machine.cpu_rate)
+        seconds += rows * expert_flop.max() / machine.cpu_flop_per_s
+    if miss == "zero_copy":
+        seconds += accesses * each / machine.zero_copy_rate
+    if disk is not None:
+        seconds += copies * (machine.disk_latency_s + each / machine.disk_bytes_per_s)
+    if not seconds < LONGEST_S:
+        raise InputError(
+            f"timing: got up to {seconds:.2g} s on machine {machine.name}; expected less than {LONGEST_S:.0e} s; check its "
+            "numbers, or time a shorter trace"
         )

@@ -1,16 +1,20 @@
 """Numbers that say where they come from: `{value: 25.0, source: "..."}` in yaml, checked with one-line errors."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from rgpu.errors import InputError
 
+# The largest value by how a name ends; what is beyond it is a wrong unit, and the clock's whole picoseconds would overflow.
+LIMITS = {"_gb_per_s": 1e6, "_tflops": 1e6, "_gflops": 1e9, "_us": 1e6, "_kib": 1e6, "_gb": 1e6}
+LIMIT = 1e15  # bytes, parameters and operations
+
 
 def numbers(
     data: Mapping[str, Any], required: tuple[str, ...], optional: tuple[str, ...], what: str
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """(values, sources) of the named entries. Missing, unknown, negative, not a number, without a source: `InputError`."""
+    """(values, sources) of the named entries. Missing, unknown, negative, not a number, too large, without a source:
+    `InputError`."""
     known = (*required, *optional)
     if unknown := sorted(set(data) - set(known)):
         raise InputError(f"{what}: got the entry '{unknown[0]}'; expected {', '.join(known)}")
@@ -29,7 +33,8 @@ def numbers(
         ):
             raise InputError(f"{what}: got {name}={entry!r}; expected {{value: ..., source: where it comes from}}")
         value = entry["value"]
-        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value < 0:
-            raise InputError(f"{what}: got {name}={value!r}; expected a number from 0")
+        limit = next((most for end, most in LIMITS.items() if name.endswith(end)), LIMIT)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= limit:
+            raise InputError(f"{what}: got {name}={value!r}; expected a number from 0 to {limit:,.0f}")
         values[name], sources[name] = float(value), str(entry["source"])
     return values, sources

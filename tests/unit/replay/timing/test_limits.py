@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from rgpu.errors import InputError
 from rgpu.policies.loop import BYPASS, HIT, PREFETCH_HIT
 from rgpu.replay.log import DecisionLog
 from rgpu.replay.timing.cost import ModelCost
@@ -124,3 +125,14 @@ def rate(log: DecisionLog, there: Machine, cost: ModelCost, miss: str, tokens: i
     """Tokens a second, the first ten tokens (everything is cold) left out."""
     found = simulate(log, facts_of(tokens), there, cost, 1, miss=miss)
     return float((tokens - 10) / found.seconds_P[10:].sum())
+
+
+@pytest.mark.parametrize("name", ["bytes_per_s", "link_bytes_per_s", "cpu_bytes_per_s", "zero_copy_bytes_per_s"])
+def test_a_machine_too_slow_for_the_clock_is_a_mistake(name: str) -> None:
+    log = log_of([[(k, BYPASS) for k in range(4)]] * 4, slots=2, staging=1)
+    rates = {"cpu_bytes_per_s": 1e9, "zero_copy_bytes_per_s": 1e9} | {name: 1e-3}
+    miss = {"cpu_bytes_per_s": "split", "zero_copy_bytes_per_s": "zero_copy"}.get(name, "fetch")
+    with pytest.raises(
+        InputError, match=r"^timing: got up to .* s on machine hand; expected less than 9e\+06 s; check"
+    ):
+        simulate(log, facts_of(4), machine(**rates, link_chunk_bytes=1e9), cost_of_layers(), 4, miss=miss)
