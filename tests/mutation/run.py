@@ -7,7 +7,8 @@
 A first run of the tests on the unchanged files finds how long each takes and which functions it runs. A mutant is then given
 the tests that run its function, the fastest first, until one fails. Results are kept line by line, so nothing is done twice for
 the same file and mutant. Writes results/mutation/{mutants.jsonl,score.json}; survivors are listed by file and line.
-Mutants known to change nothing are in equivalent.txt, each with the reason.
+Mutants known to change nothing are in equivalent.txt, each with the reason. Exits 1 if any other mutant that was run survived,
+or is in a function that no test runs.
 """
 
 import hashlib
@@ -36,7 +37,8 @@ BATCHES = (FIRST, 100_000)
 def baseline() -> dict[str, Any]:
     """Tests on the unchanged files: seconds, functions run, failures (left out, and named). Kept while nothing changes."""
     files = sorted([*FOLDER.rglob("*.py"), *(p for t in TESTS for p in ([ROOT / t] if t.endswith(".py") else
-                    sorted((ROOT / t).glob("*.py")))), ROOT / "tests" / "support.py"])  # fmt: skip
+                    sorted((ROOT / t).glob("*.py")))), ROOT / "tests" / "support.py",
+                    ROOT / "tests" / "user_policies.py"])  # fmt: skip
     digest = hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()[:16]
     kept = OUT / f"baseline-{digest}.json"
     if kept.exists():
@@ -130,7 +132,8 @@ def preload(names: list[str]) -> None:
                 continue
 
 
-def main(words: list[str]) -> None:
+def main(words: list[str]) -> int:
+    """0: every mutant that was run is killed or known to be equivalent; else 1."""
     given, begun = options(words), time.monotonic()
     OUT.mkdir(parents=True, exist_ok=True)
     base = baseline()
@@ -168,6 +171,9 @@ def main(words: list[str]) -> None:
     score = summary(rows, left, base)
     (OUT / "score.json").write_text(json.dumps(score, indent=1) + "\n")
     sys.stdout.write(json.dumps({k: v for k, v in score.items() if k not in ("survivors", "files")}) + "\n")
+    for line in score["survivors"]:
+        tell(f"alive: {line}")
+    return 1 if score["survivors"] else 0
 
 
 def summary(rows: list[dict[str, Any]], left: int, base: dict[str, Any]) -> dict[str, Any]:
@@ -189,4 +195,4 @@ def summary(rows: list[dict[str, Any]], left: int, base: dict[str, Any]) -> dict
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -6,22 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from numba import njit
 
 from rgpu.errors import InputError
 from rgpu.experiments.compare import run
 from rgpu.experiments.replay import run as replay_run
 from rgpu.experiments.study.comparing import fitting
-from rgpu.policies.guard import checked_victim
-from rgpu.policies.loop import CAP, KEY_OF, PIN, REG, USED, WAVE, make_state
 from rgpu.policies.plain import Plain
-from rgpu.policies.policy import Traits
 from rgpu.replay.compile_hooks import CompiledPlain, check_decisions, compiled_or_plain
 from rgpu.replay.engine import replay
 from rgpu.replay.pool import PoolConfig
 from rgpu.results.rows import read
 from rgpu.traces.storage import save_trace
 from tests.support import routed_trace
+from tests.user_policies import LRU, WRONG, written
 
 EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "most_recent.py"
 PYTHON_ONLY = """
@@ -137,27 +134,6 @@ def test_a_missing_policy_file_is_an_input_error() -> None:
         Plain("nothing.py")
 
 
-HELPERS = "from rgpu.policies.hooks import oldest\nfrom rgpu.policies.loop import *\nfrom rgpu.policies.policy import Traits\n"
-LRU = (
-    "TRAITS = Traits(rows=1)\n"
-    "def on_access(m, f, key, hit):\n    m[OWN, key] = m[REG, CLOCK]\n"
-    "def victim(m, f):\n    return oldest(m, OWN)\n"
-)
-WRONG = {
-    "outside": ("def victim(m, f):\n    return 9999\n", "line 4: victim returned 9999, outside the pool's 2 slots"),
-    "pinned": ("def victim(m, f):\n    return 0\n", "victim returned 0, whose expert the current wave needs"),
-    "no_slot": ("def victim(m, f):\n    return None\n", "victim returned None, which is no slot"),
-    "raises": ("def victim(m, f):\n    return {}[1]\n", "line 5: victim raised KeyError: 1"),
-    "rowless": ("def victim(m, f):\n    return oldest(m, OWN)\n", "line 5: victim raised IndexError"),
-    "writes": (
-        "def on_access(m, f, key, hit):\n    m[SLOT_OF, 0] = 0\ndef victim(m, f):\n    return oldest(m, FREE)\n",
-        "line 4: on_access wrote to rows of m that belong to the loop",
-    ),
-    "wishes": (
-        "def desired(m, f):\n    m[WANT, 0] = 10**6\n    return 1\n" + LRU,
-        "line 4: desired returned 1, among them a key that does not exist",
-    ),
-}  # what is wrong from the first events on
 LATE = {
     "late_victim": (
         LRU + "def victim(m, f):\n    return 9999 if m[REG, EVENT] > 100 else oldest(m, OWN)\n",
@@ -183,28 +159,6 @@ def mistake(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_a_hook_that_fails_is_one_line_with_its_place(name: str, tmp_path: Path) -> None:
-    policy, routed = written(tmp_path, WRONG[name][0]), routed_trace(4, tokens=40)
-    with pytest.raises(InputError, match=re.escape(WRONG[name][1])):
-        replay(routed, policy, PoolConfig(slots=2))
-    with pytest.raises(InputError, match=re.escape(WRONG[name][1])):
-        compiled_or_plain(policy, routed, PoolConfig(slots=2))
-
-
-def test_a_compiled_victim_must_be_one_that_may_go() -> None:
-    m, f = make_state(1, 3, [3])
-    m[0, KEY_OF, :2], m[0, REG, [CAP, WAVE]], m[0, PIN, 1] = [0, 1], (3, 7), 7
-    victim = checked_victim(njit(lambda m, f: m[REG, USED]))
-    for slot, legal in ((0, True), (1, False), (2, False), (3, False), (-1, False)):  # fine, needed, empty, outside
-        m[0, REG, USED] = slot
-        if legal:
-            assert victim(m[0], f[0]) == slot
-        else:
-            with pytest.raises(IndexError, match="victim returned a slot"):
-                victim(m[0], f[0])
-
-
 @pytest.mark.parametrize("name", LATE)
 def test_a_hook_that_fails_only_in_the_compiled_run_is_told_likewise(name: str, tmp_path: Path) -> None:
     policy, _ = compiled_or_plain(written(tmp_path, LATE[name][0]), routed_trace(4, tokens=40), PoolConfig(slots=4))
@@ -226,30 +180,6 @@ def test_commands_name_the_place_and_give_no_verdict(
         monkeypatch, capsys, run.main, *grid, "baselines=[lru]", "budget_s=1000", "replay.reset=none", "orders=20"
     )
     assert what in found and not list(tmp_path.glob("*.parquet"))
-
-
-def written(tmp_path: Path, text: str, name: str = "mine") -> Plain:
-    file = tmp_path / f"{name}.py"
-    file.write_text(HELPERS + text)
-    return Plain(str(file))
-
-
-def test_hooks_imply_traits(tmp_path: Path) -> None:
-    admit = "def admit(m, f, key):\n    return key % 2 == 0\n"
-    wish = "def desired(m, f):\n    return 0\n"
-    assert written(tmp_path, LRU).traits == Traits(rows=1)
-    assert written(tmp_path, LRU + admit).traits == Traits(rows=1, staging=True)
-    assert written(tmp_path, LRU + wish).traits == Traits(rows=1, demand=False)
-    bound = "TRAITS = Traits(rows=1, needs_future=True, bound=True)\n"
-    assert not written(tmp_path, LRU + admit + bound).traits.staging
-    with pytest.raises(InputError, match=r"got Traits\(staging=False\) and a hook `admit`; expected staging=True"):
-        written(tmp_path, LRU + admit + "TRAITS = Traits(rows=1, staging=False)\n")
-    with pytest.raises(InputError, match=r"got Traits\(demand=True\) and a hook `desired`; expected demand=False"):
-        written(tmp_path, LRU + wish + "TRAITS: Traits = Traits(rows=1, demand=True)\n")
-    with pytest.raises(InputError, match="staging=True"):
-        written(tmp_path, LRU + admit + "TRAITS = Traits(1, 0, False)\n")
-    with pytest.raises(InputError, match="expected TRAITS = Traits"):
-        written(tmp_path, LRU + "TRAITS = {}\n")
 
 
 def test_a_policy_that_refuses_misses_pays_for_staging_and_one_that_loads_ahead_is_not_ranked_by_hits(
