@@ -3,6 +3,7 @@
 Units are in the names. A profile is a yaml of `conf/hardware` or one that `rgpu bench link` wrote.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
@@ -71,10 +72,10 @@ class HardwareProfile:
 
     def to_yaml(self) -> str:
         """Text that `profile_of` reads back."""
-        lines = [f"name: {self.name}"]
+        lines = [f"name: {json.dumps(self.name)}"]
         for name in (*GPU, *HOST):
             if (value := getattr(self, name)) is not None:
-                lines.append(f'{name}: {{value: {float(f"{value:.6g}")!r}, source: "{self.sources[name]}"}}')
+                lines.append(f"{name}: {{value: {float(f'{value:.6g}')!r}, source: {json.dumps(self.sources[name])}}}")
         return "\n".join(lines) + "\n"
 
 

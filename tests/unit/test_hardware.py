@@ -30,7 +30,7 @@ def test_shipped_profiles(name: str) -> None:
     assert profile.name == name
     assert set(profile.sources) == {*HOST, *(GPU if profile.has_gpu else ())}
     for source in profile.sources.values():
-        assert source.startswith(("datasheet", "measured by others: ", "assumption: ")), source
+        assert source.startswith(("datasheet: ", "measured by others: ", "assumption: ")), source
     again = profile_of(plain(profile.to_yaml()))
     assert again == profile and again.sources == profile.sources
     machine = profile.machine()
@@ -42,6 +42,13 @@ def test_the_profiles_of_the_project_are_there() -> None:
     wanted = {"rtx4060_laptop", "rtx3060", "rtx4090", "rtx5060ti", "rtx5090", "h200", "laptop_nvme"}
     assert wanted <= set(NAMES)
     assert not profile_of(entries("laptop_nvme")).has_gpu
+
+
+def test_any_text_survives_a_round_trip() -> None:
+    data = entries("rtx4090") | {"name": "null", "sync_us": {"value": 1e-7, "source": 'a "quoted" \\ one: #'}}
+    profile = profile_of(data)
+    again = profile_of(plain(profile.to_yaml()))
+    assert again == profile and again.name == "null" and again.sync_us == 1e-7
 
 
 @pytest.mark.parametrize(
