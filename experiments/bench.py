@@ -1,5 +1,6 @@
 """Measure this machine: the kernels that compute experts (kernels), or memory, disk, CPU and GPU as a profile (link)."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     check(models, formats, rows)
     families(providers, device)
     config = OmegaConf.to_container(cfg, resolve=True)
-    setting = setting_of(device, cfg.threads, cfg.repeats, cfg.seconds, cfg.seed, config)
+    setting = setting_of(device, 1 if cfg.threads is None else cfg.threads, cfg.repeats, cfg.seconds, cfg.seed, config)
     found = measure(models, formats, rows, providers, setting, cfg.budget_s)
     out = Path(cfg.out)
     result = {
@@ -48,11 +49,17 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 def link(cfg: DictConfig) -> dict[str, Any]:
     """The profile of this machine, usable with `--config-dir` or `hardware_file`."""
     out, asked = Path(cfg.out), cfg.link
-    settings = Settings(asked.model, asked.format, cfg.threads, cfg.repeats, out, int(asked.disk_mib) * 2**20, cfg.seed)
+    threads = usable_cores() if cfg.threads is None else cfg.threads
+    settings = Settings(asked.model, asked.format, threads, cfg.repeats, out, int(asked.disk_mib) * 2**20, cfg.seed)
     profile, beside = measure_profile(str(asked.name), settings)
     path = write_profile(profile, out)
     numbers = {name: getattr(profile, name) for name in profile.sources}
     return {"profile": path, **numbers, **beside, "sources": dict(profile.sources)}
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

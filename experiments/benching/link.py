@@ -5,6 +5,7 @@ Every number carries how and when it was measured; what cannot be measured is ma
 
 import mmap
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 
 from rgpu.errors import InputError
 from rgpu.experiments.benching import transfers
@@ -30,6 +32,7 @@ from rgpu.results.provenance import manifest, write_atomic
 MIB = 2**20
 COPY_BYTES, BLOCK = 256 * MIB, 4096  # bytes of a large copy; alignment of direct reads
 SMALL_READS = 200
+LAUNCHES = 12  # kernels of a layer without a graph
 CPU = torch.device("cpu")
 TINY = ModelShape("tiny", 256, 128, 8, 1)  # its call is nearly all overhead
 Found = dict[str, tuple[float, str]]  # entry of the profile -> value, how it was measured
@@ -50,6 +53,8 @@ class Settings:
 
 def measure_profile(name: str, settings: Settings) -> tuple[HardwareProfile, dict[str, Any]]:
     """(the profile of this machine, figures beside it)."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+        raise InputError(f"link.name: got {name!r}; expected letters, digits and any of _ . -, as it names a file")
     if settings.disk_bytes < MIB or settings.threads < 1 or settings.repeats < 1:
         raise InputError(
             "bench link: got no data to read, threads or repeats; expected disk_mib, threads, repeats from 1"
@@ -64,17 +69,22 @@ def measure_profile(name: str, settings: Settings) -> tuple[HardwareProfile, dic
         device = torch.device("cuda")
         found |= gpu_numbers(device)
         there += f", {torch.cuda.get_device_name(device)}"
+        beside["link"] = "measured, between host memory and the GPU"
+    else:
+        beside["link"] = "not measured: there is no GPU here; the CPU computes and the disk is what loads travel over"
     data: dict[str, Any] = {"name": name}
     for key, (value, how) in found.items():
         source = how if how.startswith("assumption") else f"{there}: {how}"
-        data[key] = {"value": value, "source": source.replace('"', "'")}
-    return profile_of(data), beside
+        data[key] = {"value": float(f"{value:.6g}"), "source": source}
+    return profile_of(data), beside | {"threads": settings.threads, "cores": facts["cores"]}
 
 
 def write_profile(profile: HardwareProfile, out: Path) -> Path:
-    """Writes `<out>/hardware/<name>.yaml`, where --config-dir=<out> finds it."""
+    """Writes `<out>/hardware/<name>.yaml`, where --config-dir=<out> finds it, and reads it back."""
     path = out / "hardware" / f"{profile.name}.yaml"
     write_atomic(path, f"# written by rgpu bench link\n{profile.to_yaml()}".encode())
+    data: Any = OmegaConf.to_container(OmegaConf.load(path))
+    assert profile_of(data) == profile, "a profile that was written reads back as the same"
     return path
 
 
@@ -186,6 +196,12 @@ def read_at(reader: int, at: int, nbytes: int) -> None:
         os.preadv(reader, [buffer], at)
 
 
+def launch_of(kernel_s: float) -> tuple[float, str]:
+    """The fixed cost of a layer in microseconds: nobody measured a layer, only a small kernel."""
+    how = f"assumption: {LAUNCHES} kernels a layer without a graph, each the {1e6 * kernel_s:.3g} us of a small torch kernel"
+    return 1e6 * LAUNCHES * kernel_s, f"{how} measured here"
+
+
 def gpu_numbers(device: torch.device) -> Found:
     """Memory, matrix product, copies from pinned memory, kernels that read it, a synchronising read-back, a launch."""
     roof = measure_roof(device, "device")
@@ -205,7 +221,7 @@ def gpu_numbers(device: torch.device) -> Found:
     return {
         "gpu_gb_per_s": (roof.gb_per_s, "fastest of reading and copying device memory"),
         "gpu_tflops": (roof.gflops / 1e3, "bfloat16 product of 8192 x 8192 matrices"),
-        "launch_us": (12e6 * launch, "12 times a small torch kernel: a layer's kernels without a graph"),
+        "launch_us": launch_of(launch),
         "link_gb_per_s": (large["gb_per_s_p50"], "copies of 16 MiB from pinned memory, median"),
         "link_latency_us": (1e6 * float(latency), "a copy of 256 bytes from pinned memory, median"),
         "link_chunk_kib": (1024, "assumption: size at which a copy can give way"),
