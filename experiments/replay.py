@@ -28,7 +28,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     needed = policy.traits.calibration or not isinstance(allocator, Uniform)
     calibration, scored, digest = scored_parts(trace, cfg.calibration.share, needed)
     profile = profile_of_run(cfg)
-    scored, accepted = evaluated(scored, cfg.speculative)
+    scored, accepted = evaluated(scored, cfg.speculative, cfg.seed)
     pool = allocated(pool_of(cfg.pool, trace.shape), allocator, calibration, trace.shape)
     result = replay(
         scored,

@@ -93,6 +93,10 @@ def clocks_of(cfg: DictConfig, scored: Trace) -> Clocks | None:
             raise InputError(f"grid.{name}: got {cfg.grid[name]!r}; expected a list such as 'grid.{name}=[a,b]'")
     if not cfg.grid.hardware:
         return None
+    if cfg.orders not in ("auto", 0):
+        raise InputError(
+            f"orders: got {cfg.orders} with grid.hardware, which times one run in trace order; expected auto or 0"
+        )
     profiles = tuple(profile_named(str(name)) for name in cfg.grid.hardware)
     cost = cost_for(scored, None)
     facts = pass_facts(scored, cost.window)
@@ -119,13 +123,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "version": 1,
     }
     if clocks is not None:
-        identity["clocks"] = [
-            repr(clocks.profiles),
-            clocks.misses,
-            clocks.overlap,
-            clocks.cost.name,
-            clocks.cost.source,
-        ]
+        identity["clocks"] = clocks.identity(trace.header.top_k)
     parts = out.parent / f".{out.stem}-parts-{config_hash(identity)}"
     context = Context(
         experiment="capacity_sweep", trace=Path(cfg.trace.path).stem, model=trace.header.model,

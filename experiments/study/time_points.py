@@ -41,6 +41,15 @@ class Clocks:
     cost: ModelCost
     facts: PassFacts
 
+    def identity(self, top_k: int) -> dict[str, Any]:
+        """Every number that the times depend on beside the trace."""
+        machines = [p.machine() for p in self.profiles]
+        return {
+            "profiles": [repr(p) for p in self.profiles], "machines": [m.packed().tolist() for m in machines],
+            "miss": self.misses, "overlap": self.overlap, "cost": [self.cost.name, self.cost.source, self.cost.window],
+            "cost_numbers": [self.cost.packed(top_k).tolist(), self.cost.expert_bytes.tolist()],
+        }  # fmt: skip
+
     def pairs(self) -> list[tuple[HardwareProfile, str]]:
         """Machine and miss handler of each timing, those left out that a machine cannot do."""
         return [(p, m) for p in self.profiles for m in self.misses if m in usable_handlers(p.machine())]
@@ -48,6 +57,8 @@ class Clocks:
 
 def check_clocks(clocks: Clocks) -> Clocks:
     """The same, or an InputError for unknown handlers and a grid without anything to time."""
+    if not clocks.misses:
+        raise InputError(f"grid.miss: got []; expected some of {', '.join(MISSES)}")
     if bad := [m for m in clocks.misses if m not in MISSES]:
         raise InputError(f"grid.miss: got {bad[0]!r}; expected some of {', '.join(MISSES)}")
     if not clocks.pairs():

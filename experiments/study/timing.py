@@ -9,6 +9,7 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from rgpu.errors import InputError
 from rgpu.experiments.inputs import parse_bytes, policy_named
@@ -40,7 +41,7 @@ def profile_named(name: str) -> HardwareProfile:
     if name.endswith((".yaml", ".yml")):
         try:
             data = OmegaConf.to_container(OmegaConf.load(name))
-        except (OSError, OmegaConfBaseException) as error:
+        except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:  # ValueError: bytes that are no text
             raise InputError(f"hardware: cannot read {name}: {error}; expected a yaml as in conf/hardware") from error
         if not isinstance(data, dict):
             raise InputError(f"hardware: got {name} without entries; expected a yaml as in conf/hardware")
@@ -62,11 +63,11 @@ def cost_for(trace: Trace, given: DictConfig | None) -> ModelCost:
     return experts_only(trace.layers, sizes)
 
 
-def evaluated(trace: Trace, cfg: DictConfig) -> tuple[Trace, np.ndarray | None]:
+def evaluated(trace: Trace, cfg: DictConfig, seed: int) -> tuple[Trace, np.ndarray | None]:
     """(the trace as it is decoded, output tokens of each pass or None): `cfg.width` tokens a pass, see `speculative`."""
     if cfg.width == 1:
         return trace, None
-    return speculative(trace, cfg.width, cfg.acceptance)
+    return speculative(trace, cfg.width, cfg.acceptance, seed)
 
 
 def time_section(
@@ -83,10 +84,7 @@ def time_section(
     disk = None
     if cfg.ram.bytes is not None:
         disk = disk_loads(log, policy_named(cfg.ram.policy), parse_bytes(cfg.ram.bytes, "ram.bytes"), cost.expert_bytes)
-    window = None
-    if cfg.timeline is not None:
-        first, last = (int(p) for p in cfg.timeline_passes)
-        window = Window(first, last)
+    window = None if cfg.timeline is None else window_of(cfg.timeline_passes)
     top_k = trace.header.top_k
     found = simulate(log, facts, machine, cost, top_k, miss=cfg.miss, overlap=cfg.overlap, disk=disk, record=window)
     section = found.summary() | {"cost": cost.name, "prefill": facts.prefill}
@@ -98,6 +96,17 @@ def time_section(
         section["timeline"] = str(cfg.timeline)
         section["timeline_events"] = write_timeline(Path(cfg.timeline), found, log)
     return section
+
+
+def window_of(passes: Any) -> Window:
+    """The passes of a timeline, from the first to before the last."""
+    given = OmegaConf.to_container(passes) if OmegaConf.is_config(passes) else passes
+    whole = isinstance(given, list) and len(given) == 2 and all(type(p) is int for p in given)
+    if not whole or not 0 <= given[0] < given[1]:
+        raise InputError(
+            f"timeline_passes: got {given!r}; expected the first pass and one after the last, such as [0,16]"
+        )
+    return Window(*given)
 
 
 def bounds(

@@ -21,6 +21,8 @@ def speculative(trace: Trace, width: int, acceptance: float = 1.0, seed: int = 0
         raise InputError(
             f"speculative: got width={width}, acceptance={acceptance}; expected a width from 1 and a share from 0 to 1"
         )
+    if seed < 0:
+        raise InputError(f"seed: got {seed}; expected a whole number from 0 for the drafts that speculative accepts")
     if batched(trace):
         raise InputError("speculative: got passes that mix sequences; expected batch 1; use another trace")
     rng = np.random.default_rng(seed)

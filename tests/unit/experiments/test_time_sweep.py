@@ -2,21 +2,29 @@
 
 import json
 import math
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rgpu.errors import InputError
 from rgpu.experiments.bench import run as bench
 from rgpu.experiments.benching import link, roofline
 from rgpu.experiments.benching.transfers import MIB
 from rgpu.experiments.replay import run as replay_command
 from rgpu.experiments.study import time_points
 from rgpu.experiments.sweep import run as sweep_command
+from rgpu.hardware import profile_of
 from rgpu.kernels.shapes import ModelShape
+from rgpu.replay.timing.cost import experts_only
+from rgpu.replay.timing.facts import pass_facts
+from rgpu.results.provenance import config_hash
 from rgpu.results.rows import read
-from rgpu.traces.storage import save_trace
+from rgpu.traces.storage import load_trace, save_trace
 from tests.support import routed_trace
+from tests.unit.test_hardware import entries
 
 
 @pytest.fixture
@@ -135,6 +143,34 @@ def test_disk_speculation_and_a_timeline(trace: Path, tmp_path: Path, call: Any)
         (replay_command, ["hardware=laptop_nvme", "miss=split"], "rgpu replay: miss=split: got machine laptop_nvme"),
         (replay_command, ["timeline=x.json"], "rgpu replay: timeline, ram: got no hardware; expected hardware=NAME"),
         (replay_command, ["hardware_file=no.yaml"], "rgpu replay: hardware: cannot read no.yaml"),
+        (
+            replay_command,
+            ["hardware=rtx4090", "hardware.sync_us.value=inf"],
+            "rgpu replay: hardware rtx4090: got sync_us=inf",
+        ),
+        (replay_command, ["hardware=rtx4090", "hardware.link_gb_per_s.value=1e-12"], "rgpu replay: timing: got up to"),
+        *(
+            (
+                replay_command,
+                ["hardware=rtx4090", "timeline=x.json", f"timeline_passes={p}"],
+                f"rgpu replay: timeline_passes: {e}",
+            )
+            for p, e in (
+                ("[5]", "got [5]; expected the first pass"),
+                ("[a,b]", "got ['a', 'b']; expected"),
+                ("[8,2]", "got [8, 2]; "),
+                ("[-5,2]", "got [-5, 2]; "),
+                ("[1.5,2]", "got [1.5, 2]; "),
+                ("[2,2]", "got [2, 2]; "),
+            )
+        ),
+        (replay_command, ["hardware=rtx4090", "speculative.width=2", "seed=-1"], "rgpu replay: seed: got -1; expected"),
+        (
+            sweep_command,
+            ["grid.hardware=[h200]", "grid.miss=[]"],
+            "rgpu sweep: grid.miss: got []; expected some of fetch",
+        ),
+        (sweep_command, ["grid.hardware=[h200]", "orders=5"], "rgpu sweep: orders: got 5 with grid.hardware"),
         (sweep_command, ["grid.hardware=[rtx4091]"], "rgpu sweep: no hardware=rtx4091; did you mean rtx4090?"),
         (sweep_command, ["grid.hardware=[rtx4090]", "grid.miss=[guess]"], "rgpu sweep: grid.miss: got 'guess'"),
         (
@@ -154,6 +190,57 @@ def test_mistakes_are_one_line(
     assert (code, found) == (2, {}) and err.startswith(line) and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("content", [b"name: [1\n", bytes(range(256)), b"- 1\n", b"5\n", b""])
+def test_a_profile_that_cannot_be_read(trace: Path, tmp_path: Path, call: Any, content: bytes) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    code, found, err = call(replay_command, f"trace.path={trace}", f"hardware_file={path}")
+    assert (code, found) == (2, {}) and err.startswith("rgpu replay: hardware: ") and err.count("\n") == 1
+
+
+def test_numbers_of_a_profile_can_be_set(trace: Path, call: Any) -> None:
+    code, found, err = call(
+        replay_command, f"trace.path={trace}", "hardware=rtx4090", "hardware.link_gb_per_s.value=25.5"
+    )
+    assert code == 0 and found["time"]["seconds"] > 0, err
+
+
+def test_the_seed_draws_the_accepted_drafts(trace: Path, call: Any) -> None:
+    words = (f"trace.path={trace}", "hardware=rtx4090", "speculative.width=4", "speculative.acceptance=0.5")
+    took = [call(replay_command, *words, f"seed={seed}")[1]["time"]["seconds"] for seed in (0, 1, 1)]
+    assert took[0] != took[1] == took[2]
+
+
+def test_a_grid_is_not_continued_with_other_numbers(trace: Path) -> None:
+    shape = load_trace(trace).shape
+    cost = experts_only(2, shape.expert_bytes)
+    facts = pass_facts(load_trace(trace))
+    profile = profile_of(entries("rtx4090"))
+    clocks = time_points.Clocks((profile,), ("fetch",), "expert", cost, facts)
+    others = (
+        replace(clocks, profiles=(replace(profile, link_gb_per_s=26.0),)),
+        replace(clocks, cost=replace(cost, dense_bytes=cost.dense_bytes + 1)),
+        replace(clocks, cost=replace(cost, expert_bytes=cost.expert_bytes + 1)),
+    )
+    names = [config_hash(c.identity(2)) for c in (clocks, *others)]
+    assert len(set(names)) == 4
+    same = replace(clocks, cost=experts_only(2, shape.expert_bytes))
+    assert config_hash(same.identity(2)) == names[0]
+
+
+@pytest.mark.parametrize("name", ["a/../../evil", "x: y", "", "a b", "a\nb"])
+def test_a_profile_has_a_name_that_files_can_have(name: str, tmp_path: Path) -> None:
+    settings = link.Settings("tiny", "int4-g128", 1, 1, tmp_path, MIB)
+    with pytest.raises(InputError, match="^link.name: got .*; expected letters, digits"):
+        link.measure_profile(name, settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_cost_of_a_layer_is_an_assumption() -> None:
+    value, source = link.launch_of(5e-6)
+    assert value == pytest.approx(60) and source.startswith("assumption: 12 kernels a layer") and "5 us" in source
+
+
 def test_this_machine_becomes_a_profile(
     trace: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +251,8 @@ def test_this_machine_becomes_a_profile(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     words = ("what=link", f"out={tmp_path}", "repeats=1", "link.disk_mib=2", "link.format=int4-g128", "link.name=here")
     code, made, _ = call(bench, *words)
+    assert made["threads"] == len(os.sched_getaffinity(0)) and made["link"].startswith("not measured: there is no GPU")
+    assert f"{made['threads']} of {made['cores']} cores" in made["sources"]["cpu_gb_per_s"]
     assert code == 0 and all(math.isfinite(made[k]) and made[k] > 0 for k in made["sources"])
     assert all(s.startswith("measured 20") for s in made["sources"].values())
     assert [p.name for p in (tmp_path / "hardware").iterdir()] == ["here.yaml"] and not list(tmp_path.glob(".rgpu-*"))
