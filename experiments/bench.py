@@ -32,7 +32,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     check(models, formats, rows)
     families(providers, device)
     config = OmegaConf.to_container(cfg, resolve=True)
-    setting = setting_of(device, 1 if cfg.threads is None else cfg.threads, cfg.repeats, cfg.seconds, cfg.seed, config)
+    setting = setting_of(device, threads_of(cfg.threads, 1), cfg.repeats, cfg.seconds, cfg.seed, config)
     found = measure(models, formats, rows, providers, setting, cfg.budget_s)
     out = Path(cfg.out)
     result = {
@@ -49,12 +49,21 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 def link(cfg: DictConfig) -> dict[str, Any]:
     """The profile of this machine, usable with `--config-dir` or `hardware_file`."""
     out, asked = Path(cfg.out), cfg.link
-    threads = usable_cores() if cfg.threads is None else cfg.threads
+    threads = threads_of(cfg.threads, usable_cores())
     settings = Settings(asked.model, asked.format, threads, cfg.repeats, out, int(asked.disk_mib) * 2**20, cfg.seed)
     profile, beside = measure_profile(str(asked.name), settings)
     path = write_profile(profile, out)
     numbers = {name: getattr(profile, name) for name in profile.sources}
     return {"profile": path, **numbers, **beside, "sources": dict(profile.sources)}
+
+
+def threads_of(asked: Any, default: int) -> int:
+    """How many threads the CPU computes with; null: the default."""
+    if asked is None:
+        return default
+    if type(asked) is not int:
+        raise InputError(f"bench: got threads={asked}, expected a whole number from 1, or null")
+    return asked
 
 
 def usable_cores() -> int:

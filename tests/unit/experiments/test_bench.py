@@ -121,6 +121,7 @@ def test_the_budget_is_kept(bench: Bench) -> None:
         ("device=tpu", "device: got 'tpu'; expected one of auto, cpu, cuda; "),
         ("rows=[0]", "rows: got 0; expected 1 or more"),
         ("threads=0", "bench: got threads=0, "),
+        ("threads=abc", "bench: got threads=abc, expected"),
     ],
 )
 def test_mistakes_are_one_line(bench: Bench, tmp_path: Path, word: str, line: str) -> None:
