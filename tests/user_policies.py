@@ -12,6 +12,11 @@ LRU = (
 )
 WRONG = {
     "outside": ("def victim(m, f):\n    return 9999\n", "line 4: victim returned 9999, outside the pool's 2 slots"),
+    "just_outside": ("def victim(m, f):\n    return m[REG, CAP]\n", "outside the pool's 2 slots"),
+    "helper": (
+        "import numba\n@numba.njit\ndef pick(m, row):\n    return m[row, 0]\ndef victim(m, f):\n    return pick(m, 50)\n",
+        "line 9: victim raised IndexError",
+    ),
     "pinned": ("def victim(m, f):\n    return 0\n", "victim returned 0, whose expert the current wave needs"),
     "no_slot": ("def victim(m, f):\n    return None\n", "victim returned None, which is no slot"),
     "raises": ("def victim(m, f):\n    return {}[1]\n", "line 5: victim raised KeyError: 1"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rgpu.errors import InputError
+from rgpu.policies import guard
 from rgpu.policies.guard import checked_victim, checked_wish, with_checks
 from rgpu.policies.loop import CAP, KEY_OF, PIN, REG, USED, WANT, WAVE, make_state
 from rgpu.policies.plain import Plain
@@ -32,12 +33,12 @@ def test_a_compiled_victim_must_be_one_that_may_go() -> None:
     m, f = make_state(1, 3, [3])
     m[0, KEY_OF, :2], m[0, REG, [CAP, WAVE]], m[0, PIN, 1] = [0, 1], (3, 7), 7
     victim = checked_victim(numba.njit(lambda m, f: m[REG, USED]))
-    for slot, legal in ((0, True), (1, False), (2, False), (3, False), (-1, False)):  # fine, needed, empty, outside
+    for slot, wrong in ((0, ""), (1, "the current wave needs"), (2, "is empty"), (3, "outside"), (-1, "outside")):
         m[0, REG, USED] = slot
-        if legal:
+        if not wrong:
             assert victim(m[0], f[0]) == slot
         else:
-            with pytest.raises(IndexError, match="victim returned a slot"):
+            with pytest.raises(IndexError, match=f"victim returned a slot .*{wrong}"):
                 victim(m[0], f[0])
 
 
@@ -49,6 +50,8 @@ def test_hooks_imply_traits(tmp_path: Path) -> None:
     assert written(tmp_path, LRU + wish).traits == Traits(rows=1, demand=False)
     bound = "TRAITS = Traits(rows=1, needs_future=True, bound=True)\n"
     assert not written(tmp_path, LRU + admit + bound).traits.staging
+    other = "OTHER = Traits(staging=False)\n"
+    assert written(tmp_path, LRU + admit + other).traits == Traits(rows=1, staging=True)
     with pytest.raises(InputError, match=r"got Traits\(staging=False\) and a hook `admit`; expected staging=True"):
         written(tmp_path, LRU + admit + "TRAITS = Traits(rows=1, staging=False)\n")
     with pytest.raises(InputError, match=r"got Traits\(demand=True\) and a hook `desired`; expected demand=False"):
@@ -62,7 +65,7 @@ def test_hooks_imply_traits(tmp_path: Path) -> None:
 def test_a_compiled_wish_must_be_for_keys_that_exist() -> None:
     m, f = make_state(1, 30, [3])
     wish = checked_wish(numba.njit(lambda m, f: m[REG, USED]))
-    for n, key, legal in ((0, 0, True), (1, 0, True), (1, 29, True), (1, 30, False), (1, -1, False), (31, 0, False)):
+    for n, key, legal in ((0, 0, True), (30, 0, True), (1, 29, True), (1, 30, False), (1, -1, False), (31, 0, False)):
         m[0, REG, USED], m[0, WANT] = n, key
         if legal:
             assert wish(m[0], f[0]) == n
@@ -121,3 +124,33 @@ def test_an_error_of_its_own_passes_through_and_a_name_may_be_given(tmp_path: Pa
     with pytest.raises(InputError, match="^mine$"):
         policy.hooks["victim"](m[0], f[0])
     assert (policy.name, Plain(policy.file, "called").name) == ("mine", "called")
+
+
+def test_writes_are_watched_in_the_first_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "WATCHED", 2)
+    text = LRU + "def on_admit(m, f, key):\n    m[SEEN, 0] += key\n"
+    m, f = make_state(1, 30, [3], rows=1)
+    for innocent, told in ((0, True), (1, True), (2, False), (3, False)):
+        hook = written(tmp_path, text).hooks["on_admit"]
+        for _ in range(innocent):
+            hook(m[0], f[0], 0)
+        if told:
+            with pytest.raises(InputError, match="on_admit wrote to rows of m"):
+                hook(m[0], f[0], 1)
+        else:
+            hook(m[0], f[0], 1)
+
+
+def test_hooks_are_kept_as_written_beside_the_watched_ones(tmp_path: Path) -> None:
+    policy = written(tmp_path, "def victim(m, f):\n    return 9999\n")
+    m, f = make_state(1, 30, [3])
+    assert policy.own["victim"](m[0], f[0]) == 9999
+    with pytest.raises(InputError):
+        policy.hooks["victim"](m[0], f[0])
+
+
+def test_a_hook_without_a_line_is_told_without_one(tmp_path: Path) -> None:
+    policy = written(tmp_path, "class Victim:\n    def __call__(self, m, f):\n        return 9999\nvictim = Victim()\n")
+    m, f = make_state(1, 30, [3])
+    with pytest.raises(InputError, match=r"mine\.py: victim returned 9999"):
+        policy.hooks["victim"](m[0], f[0])
