@@ -177,17 +177,17 @@ def on_demand(log: DecisionLog) -> tuple[DecisionLog, int]:
     """(the same log without loads ahead, loads of it that were used): what was loaded ahead is a miss where it is first used,
     into the slot that was kept for it, so that the same bytes are copied on demand."""
     events, codes = log.events, log.codes.copy()
-    ahead = {}
-    loads = sorted(
-        [*((int(r[0]) - 0.5, *map(int, r[1:4])) for r in log.fills), *(tuple(map(int, r[:4])) for r in log.proactive)]
-    )
+    ahead: dict[tuple[int, int], int] = {}
+    rows = np.concatenate([log.fills[:, :4], log.proactive[:, :4]])
+    rows[:, 0] = 2 * rows[:, 0] - (np.arange(len(rows)) < len(log.fills))  # fills come before their event, others after
+    loads: list[tuple[int, int, int, int]] = sorted((int(r[0]), int(r[1]), int(r[2]), int(r[3])) for r in rows)
     at, used = 0, 0
     for e in range(len(events.pool)):
-        while at < len(loads) and loads[at][0] < e:
+        while at < len(loads) and loads[at][0] < 2 * e:
             ahead[loads[at][1], loads[at][2]] = loads[at][3]
             at += 1
         if e in log.stretches[1:-1]:
-            kept = [load for load in loads[:at] if load[0] == e - 0.5]
+            kept = [load for load in loads[:at] if load[0] == 2 * e - 1]
             ahead = {(pool, key): slot for _, pool, key, slot in kept}
         for a in range(events.offs[e], events.offs[e + 1]):
             key = int(events.pool[e]), int(events.keys[a])
@@ -195,7 +195,7 @@ def on_demand(log: DecisionLog) -> tuple[DecisionLog, int]:
                 codes[a] = ahead[key]
                 used += 1
             ahead.pop(key, None)
-    return replace(log, codes=codes, victims=np.full(len(codes), -1, np.int32), proactive=log.proactive[:0],
+    return replace(log, codes=codes, proactive=log.proactive[:0],
                    fills=log.fills[:0]), used  # fmt: skip
 
 
