@@ -9,7 +9,7 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from rgpu.errors import InputError
 from rgpu.experiments.inputs import parse_bytes, policy_named
@@ -100,7 +100,7 @@ def time_section(
 
 def window_of(passes: Any) -> Window:
     """The passes of a timeline, from the first to before the last."""
-    given = OmegaConf.to_container(passes) if OmegaConf.is_config(passes) else passes
+    given: Any = OmegaConf.to_container(passes) if OmegaConf.is_config(passes) else passes
     whole = isinstance(given, list) and len(given) == 2 and all(type(p) is int for p in given)
     if not whole or not 0 <= given[0] < given[1]:
         raise InputError(

@@ -124,7 +124,7 @@ def check_length(
     disk: DiskLoads | None,
 ) -> None:  # fmt: skip
     """Whether the clock can count so far: everything one after another, nothing beside anything, is less than it holds."""
-    tokens, context, near, pairs, pairs_near, yielded = facts.work.sum(0)
+    tokens, context, near, pairs, pairs_near, yielded = np.ones(facts.passes) @ facts.work
     dense, flop, kv, attention, expert_flop, windowed, top_k, head, head_flop = packed.T
     nbytes = dense * facts.passes + kv * np.where(windowed > 0, near, context) + head * facts.passes
     work = flop * tokens + attention * np.where(windowed > 0, pairs_near, pairs) + head_flop * yielded
