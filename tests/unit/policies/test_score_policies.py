@@ -150,6 +150,7 @@ CASES: tuple[tuple[Any, Callable[..., Model]], ...] = (
     (ForecastEvict(horizon=3, half_life=8), models.ForecastModel),
     (LearnedNextUse(half_life=8, cap=16), models.LearnedModel),
     (ActivationMap(maps=3, rematch=2, half_life=8), models.ActivationModel),
+    (ActivationMap(maps=2, rematch=1, half_life=3), models.ActivationModel),
     (SizeAwareFarthest(), models.FarthestBySizeModel),
 )
 name_of: Any = lambda p: getattr(p, "name", "")  # noqa: E731
