@@ -6,13 +6,12 @@ The most hits that any demand policy which keeps all its misses can have. Clairv
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rgpu.policies.heap import HEAP_FROM, HEAP_ROWS, WHOLE, drop, settle, smallest, track
+from rgpu.policies.heap import HEAP_FROM, WHOLE, smallest
 from rgpu.policies.hooks import lean
 from rgpu.policies.loop import (
     CAP,
     KEY_OF,
     NEXT,
-    OWN,
     PIN,
     REG,
     SLOT_OF,
@@ -23,29 +22,8 @@ from rgpu.policies.loop import (
     no_access,
     no_wish,
 )
+from rgpu.policies.next_use import HEAP, ROWS, SOONEST, arrive, leave, look_ahead
 from rgpu.policies.policy import Traits
-
-SOONEST, HEAP = OWN, OWN + 1  # m[SOONEST, key]: minus the next use; only kept up in pools large enough for a heap
-
-
-@lean
-def look_ahead(m, f, keys, weights, feature):
-    if m[REG, CAP] >= HEAP_FROM:
-        for j in range(keys.shape[0]):
-            m[SOONEST, keys[j]] = -m[NEXT, keys[j]]
-            if m[SLOT_OF, keys[j]] >= 0:
-                settle(m, HEAP, m, SOONEST, SLOT_OF, WHOLE, keys[j])
-
-
-@lean
-def arrive(m, f, key):
-    m[SOONEST, key] = -m[NEXT, key]
-    track(m, HEAP, m, SOONEST, SLOT_OF, key)
-
-
-@lean
-def leave(m, f, key):
-    drop(m, HEAP, m, SOONEST, SLOT_OF, key)
 
 
 @lean
@@ -73,5 +51,5 @@ class Belady:
     """Farthest next use, forced admission; no parameters."""
 
     name: ClassVar[str] = "belady"
-    traits: ClassVar[Traits] = Traits(rows=1 + HEAP_ROWS, needs_future=True)
+    traits: ClassVar[Traits] = Traits(rows=ROWS, needs_future=True)
     run: ClassVar = staticmethod(run)

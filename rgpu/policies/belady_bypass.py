@@ -8,7 +8,7 @@ lossless schedule of any kind, prefetching included, loads fewer experts of equa
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rgpu.policies.heap import HEAP_FROM, HEAP_ROWS, ORDER, WHOLE, drop, settle, track
+from rgpu.policies.heap import HEAP_FROM, ORDER
 from rgpu.policies.hooks import lean
 from rgpu.policies.loop import (
     BYTE_CAP,
@@ -16,7 +16,6 @@ from rgpu.policies.loop import (
     CAP,
     KEY_OF,
     NEXT,
-    OWN,
     PINNED,
     REG,
     SIZE,
@@ -27,29 +26,8 @@ from rgpu.policies.loop import (
     no_access,
     no_wish,
 )
+from rgpu.policies.next_use import HEAP, ROWS, arrive, leave, look_ahead
 from rgpu.policies.policy import Traits
-
-SOONEST, HEAP = OWN, OWN + 1  # m[SOONEST, key]: minus the next use; only kept up in pools large enough for a heap
-
-
-@lean
-def look_ahead(m, f, keys, weights, feature):
-    if m[REG, CAP] >= HEAP_FROM:
-        for j in range(keys.shape[0]):
-            m[SOONEST, keys[j]] = -m[NEXT, keys[j]]
-            if m[SLOT_OF, keys[j]] >= 0:
-                settle(m, HEAP, m, SOONEST, SLOT_OF, WHOLE, keys[j])
-
-
-@lean
-def arrive(m, f, key):
-    m[SOONEST, key] = -m[NEXT, key]
-    track(m, HEAP, m, SOONEST, SLOT_OF, key)
-
-
-@lean
-def leave(m, f, key):
-    drop(m, HEAP, m, SOONEST, SLOT_OF, key)
 
 
 @lean
@@ -86,5 +64,5 @@ class BeladyBypass:
     """Fewest loads of any schedule; no parameters."""
 
     name: ClassVar[str] = "belady_bypass"
-    traits: ClassVar[Traits] = Traits(rows=1 + HEAP_ROWS, needs_future=True, bound=True)
+    traits: ClassVar[Traits] = Traits(rows=ROWS, needs_future=True, bound=True)
     run: ClassVar = staticmethod(run)

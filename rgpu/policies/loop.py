@@ -36,8 +36,9 @@ def _stamp() -> str:
     """Hash of every source inlined into a policy's `run`: numba itself watches only the policy's own file."""
     folder = pathlib.Path(__file__).parent
     parts = ("state", "decide", "projection", "ring", "trajectory", "slots", "adaptive", "memory", "spaces")
-    shared = ("state.py", "gate.py", "loop.py", "hooks.py", "lists.py", "heap.py", "levels.py", "fading.py")
-    sources = b"".join((folder / name).read_bytes() for name in (*shared, *(f"rotation/{part}.py" for part in parts)))
+    shared = ("state", "gate", "loop", "hooks", "lists", "heap", "levels", "fading", "next_use")
+    names = (*shared, *(f"rotation/{part}" for part in parts))
+    sources = b"".join((folder / f"{name}.py").read_bytes() for name in names)
     return hashlib.sha256(sources + numba.__version__.encode()).hexdigest()[:12]
 
 
