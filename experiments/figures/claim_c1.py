@@ -37,7 +37,8 @@ def draw(table: pd.DataFrame, figure: Figure) -> None:
         own = wide[wide["policy"] == policy].sort_values("loads_per_token")
         right.plot(own["loads_per_token"], own["hit_rate"], **style.policy_style(policy))
         for _, point in own.iterrows():
-            right.annotate(str(point["case"]).removeprefix("dial:").strip(), (point["loads_per_token"], point["hit_rate"]),
+            limit = str(point["case"]).removeprefix("dial:").replace("step None", "no limit").replace("step ", "")
+            right.annotate(limit, (point["loads_per_token"], point["hit_rate"]),
                            fontsize=7, xytext=(3, 3), textcoords="offset points")  # fmt: skip
     right.set(xlabel="loads per token", ylabel="hit rate", title="one capacity, growing limit")
     style.percent(right.yaxis)
