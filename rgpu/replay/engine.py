@@ -15,11 +15,13 @@ from rgpu.policies.loop import (
     DEMAND_LOADS,
     FILL,
     FILL_LOADS,
+    HIT,
     HITS,
     LOADED_BYTES,
     LOGGED,
     ORIGIN,
     PREFETCH,
+    PREFETCH_HIT,
     PREFETCH_HITS,
     PROACTIVE_LOADS,
     WASTED,
@@ -32,6 +34,9 @@ from rgpu.replay.pool import Layout, PoolConfig, initial_state, lay_out
 from rgpu.replay.resets import segments as segments
 
 FEATURE_PASSES = 4096  # passes whose features are held in memory at a time
+BLOCK = (
+    1 << 15
+)  # events decided by one call where nothing else asks for fewer: their codes stay in the processor's cache
 LogEntry = tuple[int, int, int, tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
@@ -105,14 +110,18 @@ class ReplayResult:
 
 
 @njit(cache=True, nogil=True)
-def hits_of(codes, offs):  # type: ignore[no-untyped-def]
-    """int32 [events]: hits (prefetch hits included) of each event."""
-    out = np.zeros(offs.shape[0] - 1, np.int32)
+def tally(codes, offs, pool, decode, capacity, out, totals):  # type: ignore[no-untyped-def]
+    """Fill out int32 [events] with each event's hits (prefetch hits included); codes start at the first event's. Adds to
+    totals int64 [3]: events larger than capacity[pool]; hits and accesses of the events that are `decode`."""
     for e in range(out.shape[0]):
-        for a in range(offs[e], offs[e + 1]):
-            if codes[a] == -1 or codes[a] == -5:
-                out[e] += 1
-    return out
+        hits, first = 0, offs[e] - offs[0]
+        size = offs[e + 1] - offs[e]
+        for a in range(first, first + size):
+            hits += codes[a] == HIT or codes[a] == PREFETCH_HIT
+        out[e] = hits
+        totals[0] += size > capacity[pool[e]]
+        totals[1] += hits * decode[e]
+        totals[2] += size * decode[e]
 
 
 class SharedEvents:
@@ -175,7 +184,11 @@ def replay(
     n = len(events.keys)
     if n == 0:
         raise TraceError("replay: got a trace without any recorded expert; expected at least one routed token")
-    codes, victims = np.empty(n, np.int32), np.empty(n, np.int32)
+    every = log or decisions  # else what was decided is counted and forgotten
+    largest = n if every else int(np.diff(events.offs).max()) * max(BLOCK, chunk * trace.layers)
+    codes, victims = np.empty(min(n, largest), np.int32), np.empty(min(n, largest), np.int32)
+    hits_event, totals = np.empty(len(events.offs) - 1, np.int32), np.zeros(3, np.int64)
+    capacity = np.asarray(layout.main) + layout.staging
     counts = np.zeros(COUNTS, np.int64)
     run = runner(policy)
     order, starts, _ = pass_groups(trace)
@@ -199,7 +212,7 @@ def replay(
                 fills += [
                     fill_rows(int(start) * layers, p, k, c) for p, (k, c) in enumerate(zip(fill, filled, strict=True))
                 ]
-        step = chunk if feature or kept else int(stop - start)
+        step = chunk if feature or kept else int(stop - start) if every else max(1, BLOCK // layers)
         nexts = np.zeros(0, np.int64)
         for p in range(int(start), int(stop), step):
             q = min(p + step, int(stop))
@@ -208,30 +221,26 @@ def replay(
             offs = events.offs[span.start : span.stop + 1]
             base, top = int(offs[0]), int(offs[-1])
             part = slice(base, top)
+            mine = part if every else slice(0, top - base)
             if future is not None:
                 nexts = future[part]
             counts[LOGGED] = 0
             began = time.perf_counter()
             run(m, f, events.pool[span], events.kind[span], offs - base, events.keys[part], events.weights[part], nexts,
-                events.touch[part], features, codes[part], victims[part], counts, plog)  # fmt: skip
+                events.touch[part], features, codes[mine], victims[mine], counts, plog)  # fmt: skip
             seconds += time.perf_counter() - began
+            tally(codes[mine], offs, events.pool[span], events.decode[span], capacity, hits_event[span], totals)
             if decisions:
                 proactive.append(proactive_rows(span.start, events.pool, plog[: counts[LOGGED]]))
             if log:
                 entries += _entries(events, span, codes, victims, plog[: counts[LOGGED]], layout)
         pieces[piece] += counts
     pending += int(m[:, ORIGIN].sum())
-    hits_event = hits_of(codes, events.offs)
-    sizes = np.diff(events.offs)
-    capacity = np.asarray(layout.main)[events.pool] + layout.staging
-    over = sizes > capacity
-    decode = None
-    if trace.phase is not None and events.decode.any():
-        decode = float(hits_event[events.decode].sum() / max(1, sizes[events.decode].sum()))
+    decode = totals[1] / totals[2] if trace.phase is not None and totals[2] else None
     return ReplayResult(
         policy.name, pool.scope, layout.slots, n, events.assignments, int(counts[HITS]), int(counts[PREFETCH_HITS]),
         int(counts[COLD]), int(counts[DEMAND_LOADS]), int(counts[PROACTIVE_LOADS]), int(counts[FILL_LOADS]),
-        int(counts[WASTED]), pending, int(counts[LOADED_BYTES]) if layout.size_of.all() else None, int(over.sum()),
+        int(counts[WASTED]), pending, int(counts[LOADED_BYTES]) if layout.size_of.all() else None, int(totals[0]),
         decode, seconds, events, hits_event, pieces, entries,
         DecisionLog(policy.name, events, layout, codes, victims, np.concatenate(proactive), np.concatenate(fills),
                     np.array([*sorted(resets), len(starts) - 1], np.int64) * layers) if decisions else None,

@@ -7,7 +7,7 @@ compute first; a miss is served by its handler; the event ends when all members 
 import numpy as np
 
 from rgpu.policies.loop import BYPASS, NEVER
-from rgpu.replay.timing.compiled import compiled, inner
+from rgpu.replay.timing.compiled import compiled, index, inner
 from rgpu.replay.timing.link import (
     BACKLOG,
     BEGUN,
@@ -125,8 +125,8 @@ def run_clock(  # type: ignore[no-untyped-def]
     is; `disk_*` uint8 (or empty: none): the load comes from the disk. `rec` int64 [R, NOTED] takes the slices
     of passes first..last."""
     pools, width = key_layer.shape
-    q = np.zeros((pools * slots, FIELDS), np.int64)
-    where = np.zeros((pools, width), np.int64)
+    q = np.zeros((pools * slots + 1, FIELDS), np.int64)  # the last one is of members that nothing in the log has loaded
+    where = np.full((pools, width), pools * slots, np.int64)
     reg = np.zeros(REGISTERS, np.int64)
     reg[BEGUN], reg[DISK_BEGUN] = -1, -1
     places = 16
@@ -174,7 +174,7 @@ def run_clock(  # type: ignore[no-untyped-def]
             elif codes[a] == BYPASS:
                 misses += 1
             else:
-                s = where[pool[e], keys[a]]
+                s = index(where[index(pool[e]), index(keys[a])])
                 q[s, WAVE] = ev[WAVE_NOW]
                 if tracked:
                     if q[s, STATE]:
@@ -191,15 +191,15 @@ def run_clock(  # type: ignore[no-untyped-def]
                 ev[BUSY_UNTIL] = NEVER  # copies wait for the disk: when they run is not known yet
         if late:
             if reg[BEGUN] >= 0:  # the copy under way goes on where it is wanted itself, rather than give way to another
-                s = ring[reg[HEAD] & (places - 1), 0]
+                s = index(ring[index(reg[HEAD] & (ring.shape[0] - 1)), 0])
                 if q[s, WANTED] == ev[WAVE_FIRST]:
                     serve_late(ev, q, reg, ring, disk, mach, handler, s, q[s, KEY], tally, rec)
             for turn in range(turns):
                 for a in range(a0, a1):
                     if codes[a] >= 0 or codes[a] == BYPASS:
                         continue
-                    key = np.int64(keys[a])
-                    s = where[pool[e], key]
+                    key = index(np.int64(keys[a]))
+                    s = index(where[index(pool[e]), key])
                     if q[s, WANTED] == ev[WAVE_FIRST] and (turn + 1 == turns or q[s, READY] != NEVER):
                         serve_late(ev, q, reg, ring, disk, mach, handler, s, key, tally, rec)
         moved = np.float64(nbytes * kept)
@@ -247,7 +247,7 @@ def run_clock(  # type: ignore[no-untyped-def]
                 load += 1
     settle(q, reg, ring, disk, t, rec)
     if reg[BEGUN] >= 0:
-        run_on(q, reg, ring[reg[HEAD] & (places - 1), 0], t - reg[BEGUN], rec)
+        run_on(q, reg, ring[index(reg[HEAD] & (ring.shape[0] - 1)), 0], t - reg[BEGUN], rec)
     restart(q, reg, ring, disk, where, t, ev[CHUNK_PS], tally, rec)
     reg[BUSY] -= max(ZERO, reg[FREE] - t)  # what goes on beyond the end is not of this run
     reg[DISK_BUSY] -= max(ZERO, reg[DISK_FREE] - t)

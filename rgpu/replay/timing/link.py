@@ -8,7 +8,7 @@ registers, ring the order of background copies (a power of two of places).
 import numpy as np
 
 from rgpu.policies.loop import NEVER
-from rgpu.replay.timing.compiled import inner
+from rgpu.replay.timing.compiled import index, inner
 
 # Columns of q. STATE is 0 (landed, or nothing ever came) or 1 (waiting or under way); READY is when a copy may start;
 # WANTED is the first wave of the event that found its copy late and has not served it yet.
@@ -36,7 +36,7 @@ def note(rec, reg, track, what, begin, end, event, slot, key, nbytes):  # type: 
     """Record a slice where there is a recording, its window is open and it has room."""
     if reg[RECORD] and end > begin and rec[0, 0] + 1 < rec.shape[0]:
         rec[0, 0] += 1
-        at = rec[0, 0]
+        at = index(rec[0, 0])
         rec[at, 0], rec[at, 1], rec[at, 2], rec[at, 3] = track, what, begin, end
         rec[at, 4], rec[at, 5], rec[at, 6], rec[at, 7] = event, slot, key, nbytes
 
@@ -45,8 +45,8 @@ def note(rec, reg, track, what, begin, end, event, slot, key, nbytes):  # type: 
 def settle_disk(q, reg, disk, until, rec):  # type: ignore[no-untyped-def]
     """Run queued reads up to `until`; the copies that waited for them may start."""
     while reg[DISK_HEAD] < reg[DISK_TAIL]:
-        at = reg[DISK_HEAD] & (disk.shape[0] - 1)
-        slot = disk[at, 0]
+        at = index(reg[DISK_HEAD] & (disk.shape[0] - 1))
+        slot = index(disk[at, 0])
         live = disk[at, 1] == q[slot, TICKET] and q[slot, READY] == NEVER
         if reg[DISK_BEGUN] < 0:
             if not live:
@@ -73,8 +73,8 @@ def settle(q, reg, ring, disk, until, rec):  # type: ignore[no-untyped-def]
     """Run background copies in order up to `until`. Copies behind one that waits for the disk wait with it."""
     settle_disk(q, reg, disk, until, rec)
     while reg[HEAD] < reg[TAIL]:
-        at = reg[HEAD] & (ring.shape[0] - 1)
-        slot = ring[at, 0]
+        at = index(reg[HEAD] & (ring.shape[0] - 1))
+        slot = index(ring[at, 0])
         if ring[at, 1] != q[slot, TICKET]:  # evicted or wanted before its turn came
             reg[HEAD] += 1
             continue
@@ -93,6 +93,7 @@ def settle(q, reg, ring, disk, until, rec):  # type: ignore[no-untyped-def]
 @inner
 def run_on(q, reg, slot, spent, rec):  # type: ignore[no-untyped-def]
     """The copy under way goes on for `spent` and stops: landed where nothing is left of it."""
+    slot = index(slot)
     note(rec, reg, LINK_TRACK, AHEAD, reg[BEGUN], reg[BEGUN] + spent, NONE, slot, q[slot, KEY], q[slot, BYTES])
     reg[BUSY] += spent
     reg[BACKLOG] -= spent
@@ -109,7 +110,7 @@ def interrupt(q, reg, ring, now, chunk, rec):  # type: ignore[no-untyped-def]
     """Stop the background copy under way at its next chunk border; FREE is then when a demand copy may start."""
     if reg[BEGUN] < 0:
         return
-    slot = ring[reg[HEAD] & (ring.shape[0] - 1), 0]
+    slot = index(ring[index(reg[HEAD] & (ring.shape[0] - 1)), 0])
     ran, latency = now - reg[BEGUN], q[slot, LATENCY]
     border = q[slot, LEFT]
     if chunk > 0:
@@ -133,7 +134,7 @@ def demand(q, reg, ring, now, earliest, spent, rec, event, slot, key, nbytes):  
 def read_now(reg, disk, q, now, spent, rec, event, slot, key, nbytes):  # type: ignore[no-untyped-def]
     """A disk read that goes first, after the request under way. -> when it is done."""
     if reg[DISK_BEGUN] >= 0:
-        at = reg[DISK_HEAD] & (disk.shape[0] - 1)
+        at = index(reg[DISK_HEAD] & (disk.shape[0] - 1))
         settle_disk(q, reg, disk, reg[DISK_BEGUN] + disk[at, 2], rec)
     begin = max(now, reg[DISK_FREE])
     note(rec, reg, DISK_TRACK, READ, begin, begin + spent, event, slot, key, nbytes)
@@ -147,7 +148,8 @@ def read_now(reg, disk, q, now, spent, rec, event, slot, key, nbytes):  # type: 
 def promote(q, reg, ring, disk, now, chunk, read, slot, rec, event):  # type: ignore[no-untyped-def]
     """A background copy becomes a demand copy; `read` is what its disk read takes where it is not done.
     -> when it has landed."""
-    if reg[BEGUN] >= 0 and ring[reg[HEAD] & (ring.shape[0] - 1), 0] == slot:
+    slot = index(slot)
+    if reg[BEGUN] >= 0 and ring[index(reg[HEAD] & (ring.shape[0] - 1)), 0] == slot:
         end = reg[BEGUN] + q[slot, LEFT]
         run_on(q, reg, slot, q[slot, LEFT], rec)
         reg[HEAD] += 1
@@ -169,8 +171,11 @@ def promote(q, reg, ring, disk, now, chunk, read, slot, rec, event):  # type: ig
 @inner
 def drop(q, reg, slot, tally):  # type: ignore[no-untyped-def]
     """A copy that is not under way ends here, its rest never moves. -> bytes of it that had moved."""
+    slot = index(slot)
     data = q[slot, LEFT] - q[slot, LATENCY]
-    moved = q[slot, BYTES] - round(q[slot, BYTES] * (data / max(1, q[slot, FULL])))
+    moved = np.int64(0)
+    if data < q[slot, FULL]:
+        moved = q[slot, BYTES] - round(q[slot, BYTES] * (data / q[slot, FULL]))
     q[slot, STATE] = 0
     q[slot, TICKET] += 1
     reg[BACKLOG] -= q[slot, LEFT]
@@ -182,8 +187,9 @@ def drop(q, reg, slot, tally):  # type: ignore[no-untyped-def]
 @inner
 def vacate(q, reg, ring, slot, now, chunk, tally, rec):  # type: ignore[no-untyped-def]
     """The slot's expert is evicted: a copy that has not landed ends here (at a chunk border), its rest never moves."""
+    slot = index(slot)
     moved = q[slot, BYTES]
-    if q[slot, STATE] and reg[BEGUN] >= 0 and ring[reg[HEAD] & (ring.shape[0] - 1), 0] == slot:
+    if q[slot, STATE] and reg[BEGUN] >= 0 and ring[index(reg[HEAD] & (ring.shape[0] - 1)), 0] == slot:
         interrupt(q, reg, ring, now, chunk, rec)
     if q[slot, STATE]:
         moved = drop(q, reg, slot, tally)
@@ -200,6 +206,7 @@ def vacate(q, reg, ring, slot, now, chunk, tally, rec):  # type: ignore[no-untyp
 @inner
 def enqueue(q, reg, ring, disk, slot, key, origin, nbytes, latency, data, ready, read, tally):  # type: ignore[no-untyped-def]
     """Submit a background copy into a slot that was vacated; `read` above 0: after a disk read that takes so long."""
+    slot = index(slot)
     q[slot, TICKET] += 1
     q[slot, KEY], q[slot, STATE], q[slot, ORIGIN], q[slot, BYTES] = key, 1, origin, nbytes
     q[slot, LATENCY], q[slot, FULL], q[slot, LEFT] = latency, data, latency + data
@@ -210,12 +217,12 @@ def enqueue(q, reg, ring, disk, slot, key, origin, nbytes, latency, data, ready,
     tally[FILL_BYTES + origin] += nbytes
     tally[LINK_COPIES] += 1
     _compact(q, reg, ring, HEAD, TAIL, reg[BEGUN] >= 0)
-    at = reg[TAIL] & (ring.shape[0] - 1)
+    at = index(reg[TAIL] & (ring.shape[0] - 1))
     ring[at, 0], ring[at, 1] = slot, q[slot, TICKET]
     reg[TAIL] += 1
     if read:
         _compact(q, reg, disk, DISK_HEAD, DISK_TAIL, reg[DISK_BEGUN] >= 0)
-        at = reg[DISK_TAIL] & (disk.shape[0] - 1)
+        at = index(reg[DISK_TAIL] & (disk.shape[0] - 1))
         disk[at, 0], disk[at, 1], disk[at, 2], disk[at, 3] = slot, q[slot, TICKET], read, ready
         disk[at, 4], disk[at, 5] = key, nbytes
         reg[DISK_TAIL] += 1
@@ -224,7 +231,8 @@ def enqueue(q, reg, ring, disk, slot, key, origin, nbytes, latency, data, ready,
 @inner
 def begun(q, reg, ring, slot, latency):  # type: ignore[no-untyped-def]
     """Whether a copy that has not landed has moved anything yet."""
-    running = reg[BEGUN] >= 0 and ring[reg[HEAD] & (ring.shape[0] - 1), 0] == slot
+    slot = index(slot)
+    running = reg[BEGUN] >= 0 and ring[index(reg[HEAD] & (ring.shape[0] - 1)), 0] == slot
     return running or q[slot, LEFT] < q[slot, FULL] + latency
 
 
@@ -246,7 +254,7 @@ def restart(q, reg, ring, disk, where, now, chunk, tally, rec):  # type: ignore[
         q[s, WAVE] = 0
     for p in range(where.shape[0]):
         for k in range(where.shape[1]):
-            where[p, k] = -1
+            where[p, k] = q.shape[0] - 1
     reg[HEAD], reg[TAIL], reg[DISK_HEAD], reg[DISK_TAIL] = 0, 0, 0, 0
     reg[FREE], reg[DISK_FREE] = max(reg[FREE], now), max(reg[DISK_FREE], now)
 

@@ -6,7 +6,7 @@
 import numpy as np
 
 from rgpu.policies.loop import BYPASS, NEVER
-from rgpu.replay.timing.compiled import inner
+from rgpu.replay.timing.compiled import index, inner
 from rgpu.replay.timing.link import (
     BACKLOG,
     BYTES,
@@ -131,7 +131,7 @@ def wave_end(ev, q, codes, first, last):  # type: ignore[no-untyped-def]
     """Where the wave of kept misses that begins at `first` ends: before a slot that the wave uses already."""
     for b in range(first, last):
         if codes[b] >= 0:
-            if q[ev[BASE] + np.int64(codes[b]), WAVE] == ev[WAVE_NOW]:
+            if q[index(ev[BASE] + codes[b]), WAVE] == ev[WAVE_NOW]:
                 return b
             for c in range(first, b):
                 if codes[c] == codes[b]:
@@ -156,7 +156,7 @@ def fetch(ev, q, reg, ring, disk, where, keys, codes, a0, a1, kept, misses, stag
             for a in range(first, last):
                 if codes[a] < 0 or (disks and from_disk[a] != turn):
                     continue
-                slot, key = ev[BASE] + np.int64(codes[a]), np.int64(keys[a])
+                slot, key = index(ev[BASE] + codes[a]), index(np.int64(keys[a]))
                 if q[slot, WAVE] == ev[WAVE_NOW]:
                     close_wave(ev, reg, rec)
                 earliest = ev[CLOSED] if q[slot, WAVE] >= ev[WAVE_FIRST] else ev[T]
@@ -168,7 +168,7 @@ def fetch(ev, q, reg, ring, disk, where, keys, codes, a0, a1, kept, misses, stag
                 at = demand(q, reg, ring, ev[T], earliest, ev[ONE_COPY], rec, ev[E], slot, key, ev[NBYTES])
                 q[slot, WAVE] = ev[WAVE_NOW]
                 q[slot, KEY] = key
-                where[ev[POOL], key] = slot
+                where[index(ev[POOL]), key] = slot
                 compute(ev, reg, at, slot, key, rec)
         if last < a1:
             close_wave(ev, reg, rec)
@@ -231,26 +231,33 @@ def zero_copy(ev, q, reg, ring, disk, keys, codes, a0, a1, misses, from_disk, ma
 
 
 @inner
-def divide(ev, reg, mach, misses, moved, read, never):  # type: ignore[no-untyped-def]
-    """Ends of (link, CPU, device) when `moved` of the missed bytes go over the link: a latency for each expert of which
-    anything does, a call for each of which the CPU computes anything. `read`: when the last miss has left the disk, and is
-    divided like the others. `never`: background copies wait for the disk, so that nobody knows when the link is idle."""
-    size = max(1.0, np.float64(ev[NBYTES]))
-    total = size * misses
-    at = done = ev[T]
-    free = max(reg[FREE], ev[T])
-    share = moved / total
+def over_link(ev, reg, mach, misses, moved, read):  # type: ignore[no-untyped-def]
+    """Ends of (link, device) when `moved` of the missed bytes go over the link: a latency for each expert of which anything
+    does. `read`: when the last miss has left the disk, and is divided like the others."""
+    at = ev[T]
     if moved > 0:
-        at = free + ev[LATENCY_PS] * np.int64(np.ceil(moved / size)) + ps(moved * mach[LINK_BYTE])
+        size = max(1.0, np.float64(ev[NBYTES]))
+        at = max(reg[FREE], ev[T]) + ev[LATENCY_PS] * np.int64(np.ceil(moved / size)) + ps(moved * mach[LINK_BYTE])
         if read > ev[T]:
-            at = max(at, read + ps(share * size * mach[LINK_BYTE]))
-    if moved < total:
-        busy = NEVER if never else max(free, at) + reg[BACKLOG]
-        call = np.int64(mach[CPU_CALL])
-        done = ev[T] + cpu_ps(ev, mach, total - moved, ev[T], busy) + call * (misses - np.int64(moved / size))
-        if read > ev[T]:
-            done = max(done, read + cpu_ps(ev, mach, (1 - share) * size, read, busy) + call)
-    return at, done, max(ev[GPU] + ps(misses * ev[EACH] * share), at)
+            at = max(at, read + ps(moved / misses * mach[LINK_BYTE]))
+    return at, max(ev[GPU] + ps(ev[EACH] * (moved / max(1.0, np.float64(ev[NBYTES])))), at)
+
+
+@inner
+def beside_link(ev, reg, mach, misses, moved, at, read, never):  # type: ignore[no-untyped-def]
+    """When the CPU has computed what of the misses does not go over the link, which is busy with that until `at`: a call for
+    each expert of which it computes anything. `never`: background copies wait for the disk, so that nobody knows when the
+    link is idle."""
+    size = max(1.0, np.float64(ev[NBYTES]))
+    left = size * misses - moved
+    if left <= 0:
+        return ev[T]
+    busy = NEVER if never else max(reg[FREE], ev[T], at) + reg[BACKLOG]
+    call = np.int64(mach[CPU_CALL])
+    done = ev[T] + cpu_ps(ev, mach, left, ev[T], busy) + call * (misses - np.int64(moved / size))
+    if read > ev[T]:
+        done = max(done, read + cpu_ps(ev, mach, left / misses, read, busy) + call)
+    return done
 
 
 @inner
@@ -261,23 +268,30 @@ def best_division(ev, reg, mach, misses, read, never):  # type: ignore[no-untype
     cpu = max(mach[CPU_SLOW_BYTE], ev[FLOPS] * mach[CPU_FLOP] / size)
     link, device = mach[LINK_BYTE], np.float64(ev[EACH]) / size
     wait, computed = np.float64(max(reg[FREE], ev[T]) - ev[T]), np.float64(ev[GPU] - ev[T])
+    least = max(mach[CPU_BYTE], ev[FLOPS] * mach[CPU_FLOP] / size)  # what the CPU takes for a byte at the very least
     best, first = total, NEVER
     for candidate in range(2 * misses, -1, -1):
         n = candidate // 2
         x = n * size
+        if (total - min(total, x + size)) * least > first - ev[T]:
+            break  # the CPU alone takes longer, and still longer for what follows
         if candidate % 2:  # n experts and a part of one more
             if not cpu < np.inf or link + cpu == 0:
                 continue
             there = total * cpu + (misses - n) * mach[CPU_CALL]
             x = (there - wait - (n + 1) * ev[LATENCY_PS]) / (link + cpu)
+            if x <= n * size:
+                continue
             if device + cpu > 0:  # the device may compute longer than the link copies
                 x = min(x, (there - computed) / (device + cpu))
             x = np.floor(x)
             if not n * size < x < (n + 1) * size:
                 continue
-        at, done, end = divide(ev, reg, mach, misses, x, read, never)
-        if max(done, end) < first:
-            best, first = x, max(done, end)
+        at, end = over_link(ev, reg, mach, misses, x, read)
+        if end < first:
+            end = max(end, beside_link(ev, reg, mach, misses, x, at, read, never))
+            if end < first:
+                best, first = x, end
     return best
 
 
@@ -293,7 +307,8 @@ def split(ev, q, reg, ring, disk, keys, codes, a0, a1, misses, from_disk, mach, 
     never = from_disk.shape[0] > 0 and reg[LIVE] > 0
     size, total = max(1.0, np.float64(ev[NBYTES])), np.float64(ev[NBYTES]) * misses
     moved = best_division(ev, reg, mach, misses, read, never)
-    at, done, end = divide(ev, reg, mach, misses, moved, read, never)
+    at, end = over_link(ev, reg, mach, misses, moved, read)
+    done = beside_link(ev, reg, mach, misses, moved, at, read, never)
     if moved > 0:
         copies = np.int64(np.ceil(moved / size))
         spent = ev[LATENCY_PS] * copies + ps(moved * mach[LINK_BYTE])
@@ -321,9 +336,9 @@ def keep(ev, q, reg, ring, disk, where, keys, codes, a0, a1, moved, mach, now, t
     for a in range(a0, a1):
         if codes[a] < 0:
             continue
-        slot, key = ev[BASE] + np.int64(codes[a]), np.int64(keys[a])
+        slot, key = index(ev[BASE] + codes[a]), index(np.int64(keys[a]))
         vacate(q, reg, ring, slot, now, ev[CHUNK_PS], tally, rec)
-        q[slot, KEY], where[ev[POOL], key] = key, slot
+        q[slot, KEY], where[index(ev[POOL]), key] = key, slot
         rest = np.float64(ev[NBYTES]) - min(left, np.float64(ev[NBYTES]))
         left = max(0.0, left - np.float64(ev[NBYTES]))
         if rest >= 1:
