@@ -10,12 +10,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from rgpu.errors import InputError
+from rgpu.experiments.built import built
 from rgpu.experiments.command import command
 from rgpu.experiments.inputs import open_trace, policy_named, scored_parts
+from rgpu.experiments.study.allocating import Allocated
 from rgpu.experiments.study.points import Point, point_rows, warm_rows
 from rgpu.experiments.study.time_points import Clocks, check_clocks, time_sweep
 from rgpu.experiments.study.timing import cost_for, profile_named
@@ -103,12 +106,20 @@ def clocks_of(cfg: DictConfig, scored: Trace) -> Clocks | None:
     return check_clocks(Clocks(profiles, tuple(map(str, cfg.grid.miss)), cfg.overlap, cost, facts))
 
 
+def grid_policy(name: str) -> Policy:
+    """The policy of a grid's cell: "lru@marginal" is lru in pools that `conf/allocator/marginal.yaml` splits a budget over."""
+    policy, _, allocator = name.partition("@")
+    if not allocator:
+        return policy_named(policy)
+    return Allocated(policy_named(policy), built(compose(overrides=[f"+allocator={allocator}"]).allocator, "allocator"))
+
+
 @command("sweep")
 def run(cfg: DictConfig) -> dict[str, Any]:
     points = points_of(OmegaConf.to_container(cfg.grid))
-    policies = {name: policy_named(name) for name in dict.fromkeys(p.policy for p in points)}
+    policies = {name: grid_policy(name) for name in dict.fromkeys(p.policy for p in points)}
     trace = open_trace(cfg.trace, hidden=any(p.traits.feature == "hidden" for p in policies.values()))
-    needed = any(p.traits.calibration for p in policies.values())
+    needed = any(p.traits.calibration or isinstance(p, Allocated) for p in policies.values())
     calibration, scored, digest = scored_parts(trace, cfg.calibration.share, needed)
     out = Path(cfg.out)
     clocks = clocks_of(cfg, scored)

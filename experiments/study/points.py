@@ -12,12 +12,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from tqdm import tqdm
 
+from rgpu.experiments.study.allocating import pool_at
 from rgpu.policies.loop import COLD, DEMAND_LOADS, FILL_LOADS, HITS, LOADED_BYTES, PROACTIVE_LOADS
 from rgpu.policies.policy import Policy
 from rgpu.replay.compile_hooks import check_decisions, written_by_user
 from rgpu.replay.engine import ReplayResult, SharedEvents, replay
 from rgpu.replay.placement import place_layers
-from rgpu.replay.pool import PoolConfig
 from rgpu.replay.warm import counts_by_sequence, sequence_orders
 from rgpu.results.derive import kind_of
 from rgpu.results.provenance import config_hash, write_atomic
@@ -52,7 +52,7 @@ def run_point(
     decisions: bool = False,
 ) -> ReplayResult:  # fmt: skip
     """One replay of a cell, each sequence counted `apart` if they do not mix; a user's policy is held to the rules."""
-    pool = PoolConfig(point.scope, slots=point.slots, staging=cfg.staging)
+    pool = pool_at(policy, point.scope, point.slots, cfg.staging, calibration, scored)
     result = replay(
         scored, policy, pool, reset=cfg.reset, touch_order=cfg.touch_order, calibration=calibration, seed=point.seed,
         by_sequence=apart, shared=shared, decisions=decisions or written_by_user(policy) is not None,

@@ -4,7 +4,7 @@ is timed from its log. All rows are simulated.
 
 import os
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from rgpu.errors import InputError
+from rgpu.experiments.study.allocating import Allocated
 from rgpu.experiments.study.points import Point, at_point, run_point
 from rgpu.experiments.study.timing import usable_handlers, with_fetch
 from rgpu.hardware import HardwareProfile
@@ -79,22 +80,28 @@ def time_sweep(
     shared = SharedEvents(scored)
     pairs = clocks.pairs()
     bar = tqdm(total=len(points) * len(pairs), desc="time sweep", unit="point", disable=None)
-    capacities = list(dict.fromkeys((p.scope, p.slots) for p in points))
 
-    def best(at: tuple[str, int]) -> tuple[int, int]:
-        """(fewest loads of any schedule, most hits on demand) at a capacity."""
+    def capacity(point: Point) -> tuple[str, int, str]:
+        """What the best schedules depend on: an allocator's pools have bests of their own."""
+        policy = policies[point.policy]
+        return point.scope, point.slots, policy.allocator.name if isinstance(policy, Allocated) else ""
+
+    def best(point: Point) -> tuple[int, int]:
+        """(fewest loads of any schedule, most hits on demand) at the capacities of a point."""
+        policy = policies[point.policy]
         forced, bypass = (
-            run_point(scored, None, policy, Point(policy.name, *at, 0), settings, shared, False)
-            for policy in (Belady(), BeladyBypass())
-        )
+            run_point(scored, calibration, replace(policy, policy=b) if isinstance(policy, Allocated) else b,
+                      Point(b.name, point.scope, point.slots, 0), settings, shared, False)
+            for b in (Belady(), BeladyBypass())
+        )  # fmt: skip
         return bypass.demand_loads, forced.hits
 
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         try:
             pending = [p for p in points if not _kept(parts, p).exists()]
-            needed = [c for c in capacities if c in {(p.scope, p.slots) for p in pending}]
+            needed = {capacity(p): p for p in pending}
             same_size = len(set(clocks.cost.expert_bytes.tolist())) == 1
-            bests = dict(zip(needed, pool.map(best, needed), strict=True)) if same_size else {}
+            bests = dict(zip(needed, pool.map(best, needed.values()), strict=True)) if same_size else {}
             events = {s: shared.get(s, settings.touch_order, False) for s in {p.scope for p in pending}}
             device = {
                 (s, p.name): device_seconds(e, clocks.facts, p.machine(), clocks.cost, scored.header.top_k)
@@ -110,7 +117,7 @@ def time_sweep(
                 policy = policies[point.policy]
                 decided = run_point(scored, calibration, policy, point, settings, shared, False, decisions=True)
                 at = at_point(context, scored, policy, point, settings)
-                rows = timed_rows(at, decided, scored, clocks, bests.get((point.scope, point.slots)), device, bar)
+                rows = timed_rows(at, decided, scored, clocks, bests.get(capacity(point)), device, bar)
                 append(kept, rows)
                 return rows
 

@@ -31,7 +31,9 @@ class CompiledPlain:
 
 def written_by_user(policy: Any) -> Plain | CompiledPlain | None:
     """The user's own policy, behind an admission plug or not; None for one of rgpu's."""
-    inner = getattr(policy, "policy", policy)
+    inner = policy
+    while hasattr(inner, "policy"):  # behind a plug, or in pools that an allocator splits
+        inner = inner.policy
     return inner if isinstance(inner, Plain | CompiledPlain) else None
 
 

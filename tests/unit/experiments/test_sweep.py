@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from rgpu.experiments import replay
 from rgpu.experiments.study import points
 from rgpu.experiments.sweep import run
 from rgpu.results.rows import read
@@ -110,3 +111,33 @@ def test_warm_orders_continue_after_an_interrupt(
     one = rows[(rows["metric"] == "loads_per_token") & (rows["policy"] == "lru") & (rows["slots"] == 2)]
     assert len(one) == 1 + 5 * 3 and one["lo"].notna().sum() == 1
     assert {"pair_difference", "gap_decomposition"} <= set(first["experiment"])
+
+
+def test_an_allocator_in_a_grid_splits_the_same_budget(
+    trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "rows.parquet"
+    words = (f"trace.path={trace}", "grid.slots=[2,4]", f"out={out}", "workers=1")
+    sweep(monkeypatch, capsys, *words, "grid.policy=[lru,lru@marginal,static_hot@entropy]")
+    rows = read(out)
+    loads = rows[(rows["metric"] == "loads_per_token") & rows["sequence"].isna() & rows["domain"].isna()]
+    loads = loads[loads["experiment"] == "capacity_sweep"].set_index(["policy", "slots"])["numerator"]
+    assert set(loads.index.get_level_values(0)) == {"lru", "lru@marginal", "static_hot@entropy"}
+    monkeypatch.setattr("sys.argv", ["replay", f"trace.path={trace}", "policy=lru", "allocator=marginal", "pool.slots=4",
+                                     "replay.reset=sequence"])  # fmt: skip
+    replay.run.main()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["loads"] == loads["lru@marginal", 4]
+
+    sweep(monkeypatch, capsys, *words, "grid.policy=[lru,lru@marginal,belady_bypass@marginal]", "grid.hardware=[rtx4090]",
+          "replay.reset=none", "trace.expert_bytes=1000000")  # fmt: skip
+    rows = read(out)
+    above = rows[rows["metric"] == "loads_above_bypass"].set_index(["policy", "slots"])["value"]
+    assert above["belady_bypass@marginal", 2] == 0 < above["lru@marginal", 2]  # against the best of the same pools
+
+    for words_, line in (
+        (("grid.policy=[lru@best]",), "no allocator=best"),
+        (("grid.policy=[lru@marginal]", "grid.scope=[global]"), "pool a layer"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            sweep(monkeypatch, capsys, *words, *words_)
+        assert stop.value.code == 2 and line in capsys.readouterr().err
