@@ -29,7 +29,7 @@ class CpuCompute:
     `threads` (1 where None) share the output rows of every expert; results are the same bit for bit with any number of
     them, in any slots and beside any other tokens. Kernels are compiled at first use, for the layout at hand. Torch's own
     threads play no part. A format without a decoder, tensors on another device, or an x86 processor without AVX2, FMA and
-    F16C: `InputError`.
+    F16C: `InputError`. Not for several threads at a time: what a `wave` computed waits in the object.
     """
 
     def __init__(self, layout: SlotLayout, gate: Gate, threads: int | None = None) -> None:
@@ -42,12 +42,18 @@ class CpuCompute:
         self._matrices = {name: matrix_of(layout, name) for name in ("gate_up", "down")}
         for matrix in self._matrices.values():
             decoder_of(matrix.format)
+        self._parts_PD = _numbers(0, layout.hidden)
         self._room = max(ready_numbers(matrix, TILE) for matrix in self._matrices.values())
 
     def __call__(
         self, x_TD: torch.Tensor, slots_SB: torch.Tensor, slot_TK: torch.Tensor, weight_TK: torch.Tensor
     ) -> torch.Tensor:
         """See `ExpertCompute`."""
+        self.wave(x_TD, slots_SB, slot_TK, weight_TK)
+        return self.finish(x_TD, slot_TK, weight_TK)
+
+    def wave(self, x_TD: torch.Tensor, slots_SB: torch.Tensor, slot_TK: torch.Tensor, weight_TK: torch.Tensor) -> None:
+        """Computes the pairs whose slot is not -1 and keeps their outputs until `finish`; each pair belongs to one wave."""
         if x_TD.device.type != "cpu":
             raise InputError(f"CPU experts: got tensors on {x_TD.device}; expected them on the CPU")
         check_call(self.layout, x_TD, slots_SB, slot_TK, weight_TK)
@@ -63,14 +69,22 @@ class CpuCompute:
             tiles += [(address, len(pair_rows) + k, min(TILE, len(same) - k)) for k in range(0, len(same), TILE)]
             pair_rows.extend(same)
         token_rows = array("i", [pair // top_k for pair in pair_rows])
-        inputs, slots, weights = x_TD.float().contiguous(), slot_TK.contiguous(), weight_TK.contiguous()
+        inputs = x_TD.float().contiguous()
         both_PI = _numbers(tokens * top_k, 2 * self.layout.intermediate)
-        parts_PD = _numbers(tokens * top_k, self.layout.hidden)
-        out_TD = _numbers(tokens, self.layout.hidden)
+        if self._parts_PD.shape[0] != tokens * top_k:
+            self._parts_PD = _numbers(tokens * top_k, self.layout.hidden)
         of_tokens, of_pairs = token_rows.buffer_info()[0], pair_rows.buffer_info()[0]
         self._pass("gate_up", None, tiles, (inputs.data_ptr(), of_tokens, both_PI.data_ptr(), of_pairs))
-        self._pass("down", self.gate, tiles, (both_PI.data_ptr(), of_pairs, parts_PD.data_ptr(), of_pairs))
-        addresses = (tensor.data_ptr() for tensor in (parts_PD, slots, weights, out_TD))
+        self._pass("down", self.gate, tiles, (both_PI.data_ptr(), of_pairs, self._parts_PD.data_ptr(), of_pairs))
+
+    def finish(self, x_TD: torch.Tensor, served_TK: torch.Tensor, weight_TK: torch.Tensor) -> torch.Tensor:
+        """[T, D] in x's dtype: the weighted sum of what the waves computed. `served_TK` int32 [T, K]: not -1 where some
+        wave had the pair."""
+        tokens, top_k = served_TK.shape
+        slots, weights, out_TD = served_TK.contiguous(), weight_TK.contiguous(), _numbers(tokens, self.layout.hidden)
+        if self._parts_PD.shape[0] != tokens * top_k:
+            raise InputError(f"CPU experts: got {tokens * top_k} pairs; expected the {len(self._parts_PD)} of the waves")
+        addresses = (tensor.data_ptr() for tensor in (self._parts_PD, slots, weights, out_TD))
         combiner(self.layout.hidden).call(*addresses, tokens, top_k)
         return out_TD.to(x_TD.dtype)
 

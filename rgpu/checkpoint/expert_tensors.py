@@ -15,7 +15,16 @@ from rgpu.errors import InputError
 _SINGLE = re.compile(
     r"^(.*\.(\d+)\.(?:\w+\.)*experts\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3))\.(\w+(?:\.\w+)*)$"
 )
-_STACKED = re.compile(r"^(.*\.(\d+)\.(?:\w+\.)*experts\.(gate_up_proj|down_proj))(?:[._](\w+(?:\.\w+)*))?$")
+_STACKED = re.compile(
+    r"^(.*\.(\d+)\.(?:(?:\w+\.)*experts\.(?:gate_up_proj|down_proj)|block_sparse_moe\.(?:input_linear|output_linear)))"
+    r"(?:[._](\w+(?:\.\w+)*))?$"
+)
+_KIND = {
+    "gate_up_proj": "gate_up_proj",
+    "down_proj": "down_proj",
+    "input_linear": "gate_up_proj",
+    "output_linear": "down_proj",
+}
 _PREDICTION = re.compile(r"(^|\.)mtp\.")  # extra layers that predict further tokens; no part of the model that runs
 _ROLE = {"gate_proj": "gate", "w1": "gate", "up_proj": "up", "w3": "up", "down_proj": "down", "w2": "down"}
 _SUFFIX = {None: "weight", "scale_inv": "weight_scale_inv"}
@@ -24,7 +33,8 @@ ROLES = ("gate", "up", "down")
 
 class ExpertTensors:
     """The routed experts of the checkpoint in `folder`: of single experts (`...experts.N.gate_proj.*`, `up_proj`,
-    `down_proj`, or `w1`, `w3`, `w2`) or stacked (`...experts.gate_up_proj*` [E, ...] and `down_proj*`).
+    `down_proj`, or `w1`, `w3`, `w2`) or stacked (`...experts.gate_up_proj*` [E, ...] and `down_proj*`; Granite's
+    `block_sparse_moe.input_linear` and `output_linear`).
 
     `layer_ids` are the model's layer numbers that hold experts, below `layers` where that is given. `interleaved`: a
     stacked gate_up alternates rows of gate and up (gpt-oss) instead of holding one after the other. Stacked floats that
@@ -61,8 +71,8 @@ class ExpertTensors:
             key = int(single[2]), int(single[3]), _ROLE[single[4]]
             names, suffix = self._single.setdefault(key, {}), single[5]
         else:
-            key = int(match[2]), match[3]
-            names, suffix = self._stacked.setdefault(key, {}), _SUFFIX.get(match[4], match[4])
+            key = int(match[2]), _KIND[match[1].rpartition(".")[2]]
+            names, suffix = self._stacked.setdefault(key, {}), _SUFFIX.get(match[3], match[3])
         if names.setdefault(suffix, name) != name or self._stem.setdefault(key, match[1]) != match[1]:
             raise InputError(
                 f"cannot read {self.folder}: got the same experts as {self._stem[key]} and {name}; expected one model's layers"

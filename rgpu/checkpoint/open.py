@@ -95,6 +95,11 @@ def _settings(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     return settings, {"model_type": config.get("model_type"), **text}
 
 
+def quantisation(folder: Path) -> Mapping[str, Any]:
+    """The quantisation settings of a model folder, {} where it has none."""
+    return _settings(folder)[0]
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())

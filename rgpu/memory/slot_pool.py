@@ -5,13 +5,15 @@ from enum import Enum
 
 import torch
 
-from rgpu.errors import ConsistencyError
-from rgpu.store.layout import ALIGNMENT, ExpertLayout
+from rgpu.errors import ConsistencyError, InputError
+from rgpu.store.layout import RowLayout
 from rgpu.types import ExpertKey
+
+_PAGE = 4096  # a multiple of the layout's alignment; reads past the page cache go to addresses that are multiples of it
 
 
 class CopyState(Enum):
-    """What is physically in a slot: nothing, a copy on its way, a complete expert."""
+    """What is physically in a slot: nothing of use, a copy on its way, a complete expert."""
 
     EMPTY = 0
     LOADING = 1
@@ -19,62 +21,80 @@ class CopyState(Enum):
 
 
 class SlotPool:
-    """`rows` slots in one 128-byte aligned buffer: the main slots first, staging slots last.
+    """`rows` slots in one page-aligned buffer: the main slots first, staging slots last.
 
-    Copies into one slot are queued in order; the slot is READY when the last has finished. A slot that a computation
+    `begin` gives each copy a ticket. The last copy queued for a slot decides: the slot is READY when that one has finished,
+    whatever became of earlier ones. The engine never runs two copies into one slot at a time. A slot that a computation
     uses is pinned. Illegal moves (a copy into a pinned slot, a computation on a slot that holds another expert or is
     not READY) raise `ConsistencyError`: they would mean that a decision and its execution disagree.
     """
 
-    def __init__(self, layout: ExpertLayout, rows: int) -> None:
+    def __init__(self, layout: RowLayout, rows: int) -> None:
         self.layout = layout
         self.rows = rows
         self.nbytes = rows * layout.stride
-        raw = torch.empty(self.nbytes + ALIGNMENT, dtype=torch.uint8)
-        start = -raw.data_ptr() % ALIGNMENT
+        try:
+            raw = torch.empty(self.nbytes + _PAGE, dtype=torch.uint8)
+        except (MemoryError, RuntimeError):  # torch raises the latter
+            raise InputError(
+                f"cannot allocate a pool of {rows} slots: got no memory for {self.nbytes} bytes ({layout.stride} a slot); "
+                "lower pool.slots"
+            ) from None
+        start = -raw.data_ptr() % _PAGE
         self.buffer = raw[start : start + self.nbytes].view(rows, layout.stride)
-        self._views = [layout.views(row) for row in self.buffer]
-        self._queued = [0] * rows
+        self._last = [0] * rows  # ticket of the last copy queued
+        self._done = [0] * rows  # the same once it has finished
         self._pinned = [False] * rows
         self._key: list[ExpertKey | None] = [None] * rows
         self._lock = threading.Lock()
 
     def state(self, slot: int) -> CopyState:
         """The slot's copy state."""
-        if self._queued[slot]:
+        if self._last[slot] != self._done[slot]:
             return CopyState.LOADING
         return CopyState.EMPTY if self._key[slot] is None else CopyState.READY
 
     def key(self, slot: int) -> ExpertKey | None:
-        """The expert that the slot holds, or will once its queued copies are done."""
+        """The expert that the slot holds, or will once its last copy is done."""
         return self._key[slot]
 
-    def begin(self, slot: int, key: ExpertKey) -> None:
-        """A copy of `key` into `slot` was queued."""
+    def begin(self, slot: int, key: ExpertKey) -> int:
+        """A copy of `key` into `slot` was queued; returns its ticket."""
         with self._lock:
             if self._pinned[slot]:
                 raise ConsistencyError(
                     f"copy of {key} into slot {slot} while a computation reads {self._key[slot]} there"
                 )
-            self._queued[slot] += 1
+            self._last[slot] += 1
             self._key[slot] = key
+            return self._last[slot]
 
-    def finish(self, slot: int) -> None:
-        """The oldest queued copy into `slot` is complete."""
+    def finish(self, slot: int, ticket: int) -> None:
+        """The copy with that ticket is complete; it makes the slot READY unless a later one was queued."""
         with self._lock:
-            if not self._queued[slot]:
-                raise ConsistencyError(f"a copy into slot {slot} finished that was never queued")
-            self._queued[slot] -= 1
+            self._settle(slot, ticket)
 
-    def pin(self, slot: int, key: ExpertKey) -> tuple[torch.Tensor, torch.Tensor]:
-        """`gate_up` [2I, D] and `down` [D, I] of `key`, which must be READY in `slot`; pinned until `unpin`."""
+    def drop(self, slot: int, ticket: int) -> None:
+        """The copy with that ticket will not be completed: the slot is EMPTY unless a later one was queued."""
         with self._lock:
-            if self._key[slot] != key or self._queued[slot]:
+            if ticket == self._last[slot]:
+                self._key[slot] = None  # first: `state` reads without the lock
+            self._settle(slot, ticket)
+
+    def _settle(self, slot: int, ticket: int) -> None:
+        if not self._done[slot] < ticket <= self._last[slot]:
+            raise ConsistencyError(f"copy {ticket} into slot {slot} ended that was never queued, or twice")
+        if ticket == self._last[slot]:
+            self._done[slot] = ticket
+
+    def pin(self, slot: int, key: ExpertKey) -> None:
+        """A computation reads `key`, which must be READY, from row `slot` of `buffer` until `unpin`."""
+        with self._lock:
+            if self._key[slot] != key or self.state(slot) is not CopyState.READY:
                 raise ConsistencyError(
                     f"slot {slot} should hold {key}: got {self._key[slot]} in state {self.state(slot).name}"
                 )
             self._pinned[slot] = True
-        return self._views[slot]
 
     def unpin(self, slot: int) -> None:
         """The computation on `slot` is done."""

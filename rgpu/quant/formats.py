@@ -25,6 +25,15 @@ _OPTIONS = {"int8": ("group", "scale_dtype"), "int4": ("group", "asymmetric", "s
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
+def named(fmt: QuantFormat) -> dict[str, Any]:
+    """{"name": ..., options}: what `by_name(**...)` makes an equal format of, as JSON."""
+    options = {option: getattr(fmt, option) for option in _OPTIONS.get(fmt.name, ())}
+    names = {dtype: name for name, dtype in _DTYPES.items()}
+    return {"name": fmt.name} | {
+        option: names[value] if isinstance(value, torch.dtype) else value for option, value in options.items()
+    }
+
+
 def by_name(name: str, **options: Any) -> QuantFormat:
     """The format `name` with `options` (int8: group, scale_dtype; int4: these, asymmetric and act_order; others: none).
 

@@ -9,17 +9,21 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from rgpu.checkpoint.experts import checkpoint_files
 from rgpu.errors import InputError
+from rgpu.kernels.compute_torch import apply_gate
 from rgpu.traces.moe_layers import moe_layers
+from rgpu.types import Gate
 
-_WANTED = {
-    "is_transposed": False, "is_concatenated": True, "has_bias": False, "has_gate": True, "has_post_expert_norm": False,
-}  # fmt: skip
+_UNABLE = {"has_gate": True, "has_post_expert_norm": False}  # flags of experts that rgpu computes
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """A model's config, its class, the class of its experts modules, where those sit (`layer_ids` of the model) and
-    their size: `experts` a layer of which `top_k` are routed, `intermediate` and `hidden` the dimensions of one."""
+    their size: `experts` a layer of which `top_k` are routed, `intermediate` and `hidden` the dimensions of one.
+
+    How the module holds them: `transposed` ([D, 2I]), `interleaved` (rows of gate and up alternate), `bias`. `gate` is how an
+    expert joins its projections, None where no kernel knows it. `quantised`: the checkpoint's quantisation settings, or None.
+    """
 
     config: PretrainedConfig
     model_class: type[PreTrainedModel]
@@ -29,6 +33,11 @@ class Architecture:
     top_k: int
     intermediate: int
     hidden: int
+    transposed: bool = False
+    interleaved: bool = False
+    bias: bool = False
+    gate: Gate | None = None
+    quantised: dict[str, Any] | None = None
 
     def differs_from(self, layer_ids: tuple[int, ...], experts: int, intermediate: int, hidden: int) -> str:
         """What sets these weights apart from the config, in words; "" when they fit."""
@@ -44,10 +53,9 @@ def read_architecture(model_dir: Path) -> Architecture:
     incomplete, a model without routed experts, and experts of a layout that rgpu cannot run."""
     checkpoint_files(model_dir)
     config = _config(model_dir)
-    if getattr(config, "quantization_config", None) is not None:
-        raise InputError(
-            f"cannot run {model_dir}: got a quantised checkpoint; expected float weights; dequantise it first"
-        )
+    quantised = getattr(config, "quantization_config", None)
+    if quantised is not None:
+        del config.quantization_config  # what is left is loaded as plain numbers, whatever the experts are stored in
     mapping: Any = AutoModelForCausalLM._model_mapping
     if type(config) not in mapping:
         raise InputError(
@@ -60,23 +68,35 @@ def read_architecture(model_dir: Path) -> Architecture:
     layers = moe_layers(skeleton)
     classes = {type(layer.experts) for layer in layers}
     experts = layers[0].experts
-    odd = [
-        f"{name}={getattr(experts, name, None)}"
-        for name, value in _WANTED.items()
-        if getattr(experts, name, value) != value
-    ]
+    odd = [f"{n}={getattr(experts, n)}" for n, value in _UNABLE.items() if getattr(experts, n, value) != value]
     if odd or len(classes) > 1 or not hasattr(experts, "gate_up_proj"):
         got = ", ".join(odd) or " and ".join(sorted(c.__name__ for c in classes))
         raise InputError(
-            f"cannot run {model_dir}: got experts with {got}; expected plain gated experts (gate_up_proj, down_proj) "
-            "as in qwen3_moe or olmoe; choose such a model"
+            f"cannot run {model_dir}: got experts with {got}; expected gated experts (gate_up_proj, down_proj) as in "
+            "qwen3_moe, mixtral or gpt_oss; choose such a model"
         )
     layer_ids = tuple(layer.layer_id for layer in layers)
     text = config.get_text_config()
-    top_k, (_, doubled, hidden) = int(text.num_experts_per_tok), experts.gate_up_proj.shape
+    transposed = bool(experts.is_transposed)
+    shape = tuple(experts.gate_up_proj.shape[1:])
+    doubled, hidden = shape[::-1] if transposed else shape
     return Architecture(
-        config, model_class, classes.pop(), layer_ids, layers[0].num_experts, top_k, doubled // 2, hidden
-    )
+        config, model_class, classes.pop(), layer_ids, layers[0].num_experts, int(text.num_experts_per_tok), doubled // 2,
+        hidden, transposed, not experts.is_concatenated, bool(experts.has_bias), gate_of(experts), quantised,
+    )  # fmt: skip
+
+
+def gate_of(experts: torch.nn.Module) -> Gate | None:
+    """The `Gate` that does what an experts module does to its projections, found by trying; None: no kernel has it."""
+    limit, alpha = getattr(experts, "limit", None), float(getattr(experts, "alpha", None) or 1.702)
+    candidates = [Gate("silu"), Gate("gelu_tanh")]
+    if limit:
+        candidates = [Gate(kind, alpha, float(limit)) for kind in ("gpt_oss", "silu", "gelu_tanh")]
+    g, u = torch.linspace(-9, 9, 32), torch.linspace(8, -7, 32).roll(5)
+    both = torch.stack([g, u], dim=-1).flatten() if not experts.is_concatenated else torch.cat([g, u])
+    wanted = experts._apply_gate(both[None])[0]
+    close = (gate for gate in candidates if torch.allclose(apply_gate(gate, g, u), wanted, rtol=1e-5, atol=1e-5))
+    return next(close, None)
 
 
 def _config(model_dir: Path) -> PretrainedConfig:

@@ -1,41 +1,51 @@
 """Carries out the controller's decisions: copies experts into slots and computes each event from them, wave by wave.
 
-Legend: T tokens, D hidden size, K top-k, U experts of an event, I expert width.
+Legend: T tokens, D hidden size, K top-k, U experts of an event.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
 from rgpu.contracts import TransferEngine
-from rgpu.memory.slot_pool import SlotPool
+from rgpu.errors import InputError
+from rgpu.memory.slot_pool import CopyState, SlotPool
 from rgpu.policies.loop import PREFETCH
 from rgpu.replay.controller import Controller, Decision
+from rgpu.runtime.compute import EventCompute
 from rgpu.runtime.experts import PooledExperts
+from rgpu.store.expert_store import ExpertStore
 from rgpu.traces.passes import PassInfo
 from rgpu.types import ExpertKey, RoutingEvent
 
+FETCH, CPU = "fetch", "cpu"
+HANDLERS = (FETCH, CPU)
 _F16_MAX = 65504.0
 
 
 class PoolExecutor:
     """Computes experts modules from slot pools. `rows_of_pass` describes the forward pass being computed.
 
-    Bit-identical to transformers' `eager` experts on the same device: the same operations on the same groups of rows
-    (an expert sees all its rows in one call), the outputs summed in ascending order of experts whatever wave made them.
-    `hidden`: events carry the router's input.
+    `handler`: what serves a miss. "fetch" copies it into a slot first; "cpu" computes it where the store has it and
+    copies what is to stay afterwards. `hidden`: events carry the router's input.
     """
 
     def __init__(
-        self, controller: Controller, pools: list[SlotPool], transfer: TransferEngine,
-        rows_of_pass: Callable[[], PassInfo | None], hidden: bool,
+        self, controller: Controller, pools: list[SlotPool], transfer: TransferEngine, compute: EventCompute,
+        rows_of_pass: Callable[[], PassInfo | None], hidden: bool, store: ExpertStore | None = None, handler: str = FETCH,
     ) -> None:  # fmt: skip
+        if handler not in HANDLERS:
+            raise InputError(f"pool.miss: got {handler!r}; expected one of {', '.join(HANDLERS)}")
         self.controller = controller
         self.pools = pools
         self.transfer = transfer
+        self.compute = compute
         self.rows_of_pass = rows_of_pass
         self.hidden = hidden
+        self.store = store
+        self.in_place = handler == CPU
         for fill in controller.start():
             self._submit(fill)
 
@@ -46,26 +56,21 @@ class PoolExecutor:
         event = self._event(module.layer, x_TD, ids_TK, weights_TK)
         decision = self.controller.observe(event)
         ahead, late = in_time(self.controller.ahead(), decision.pool)
-        groups = row_groups(event.experts_TK)
-        outputs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        last = len(decision.waves) - 1
-        for w, wave in enumerate(decision.waves):
-            slots = self._load(decision, wave)
-            if w == last:  # earlier waves are computed: nothing of `ahead` can overwrite what they needed
-                for load in ahead:
-                    self._submit(load)
-            for i, slot in zip(wave.tolist(), slots, strict=True):
-                expert = int(decision.experts[i])
-                token_N, rank_N = groups[expert]
-                y_ND = self._compute(module, ExpertKey(module.layer, expert), slot, x_TD[token_N])
-                y_ND = y_ND * weights_TK[token_N, rank_N, None]
-                outputs[expert] = token_N, y_ND.to(x_TD.dtype)
+        self.compute.begin(module, x_TD, event.experts_TK, weights_TK)
+        if self.in_place:
+            self._where_it_is(decision)
+            late = [decision, *ahead, *late]
+        else:
+            last = len(decision.waves) - 1
+            for w, wave in enumerate(decision.waves):
+                slots = self._load(decision, wave)
+                if w == last:  # earlier waves are computed: nothing of `ahead` can overwrite what they needed
+                    for load in ahead:
+                        self._submit(load)
+                self._compute_wave(decision, wave, slots)
         for load in late:
             self._submit(load)
-        out_TD = torch.zeros_like(x_TD)
-        for expert in sorted(outputs):
-            out_TD.index_add_(0, *outputs[expert])
-        return out_TD
+        return self.compute.finish()
 
     def _event(self, layer: int, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor) -> RoutingEvent:
         info = self.rows_of_pass()
@@ -87,25 +92,59 @@ class PoolExecutor:
             if slot < 0:
                 slot, resident, staging = staging, False, staging + 1
             if not resident:
-                self.transfer.submit(ExpertKey(int(decision.layers[i]), int(decision.experts[i])), decision.pool, slot)
+                self.transfer.submit(_key(decision, i), decision.pool, slot)
             slots.append(slot)
         return slots
 
     def _submit(self, decision: Decision) -> None:
-        """Queues proactive loads; members that stay or were dropped have negative codes."""
+        """Queues loads that are to stay; members that stay already, pass through or were dropped have negative codes."""
         for i in (decision.codes >= 0).nonzero()[0].tolist():
-            key = ExpertKey(int(decision.layers[i]), int(decision.experts[i]))
-            self.transfer.submit(key, decision.pool, int(decision.codes[i]))
+            self.transfer.submit(_key(decision, i), decision.pool, int(decision.codes[i]))
 
-    def _compute(self, module: PooledExperts, key: ExpertKey, slot: int, x_ND: torch.Tensor) -> torch.Tensor:
-        pool = self.controller.pool_of(key.layer)
-        self.transfer.wait(pool, slot)
-        gate_up, down = self.pools[pool].pin(slot, key)
+    def _compute_wave(self, decision: Decision, wave: np.ndarray, slots: list[int]) -> None:
+        """Members that are there are computed while the others are copied; these as they arrive, in order."""
+        pool = self.pools[decision.pool]
+        there = [(i, s) for i, s in zip(wave.tolist(), slots, strict=True) if pool.state(s) is CopyState.READY]
+        rest = [(i, s) for i, s in zip(wave.tolist(), slots, strict=True) if (i, s) not in there]
+        for some in [there, *([one] for one in rest)]:
+            if some:
+                for _, slot in some:
+                    self.transfer.wait(decision.pool, slot)
+                with self._pinned(decision, some):
+                    self.compute.members(pool.buffer, [(int(decision.experts[i]), slot) for i, slot in some])
+
+    def _where_it_is(self, decision: Decision) -> None:
+        """Residents from their slots, everything else (also a copy that has not landed) from the store."""
+        assert self.store is not None
+        pool = self.pools[decision.pool]
+        hits = ((decision.codes < 0) & (decision.slots >= 0)).nonzero()[0].tolist()
+        there = [(i, int(decision.slots[i])) for i in hits]
+        there = [(i, slot) for i, slot in there if pool.state(slot) is CopyState.READY]
+        if there:
+            with self._pinned(decision, there):
+                self.compute.members(pool.buffer, [(int(decision.experts[i]), slot) for i, slot in there])
+        found = {i for i, _ in there}
+        rest = [i for i in range(len(decision.experts)) if i not in found]
+        if rest:
+            rows = [(int(decision.experts[i]), self.store.row(_key(decision, i))) for i in rest]
+            self.compute.members(self.store.rows_SB, rows)
+
+    @contextmanager
+    def _pinned(self, decision: Decision, members: list[tuple[int, int]]) -> Iterator[None]:
+        pool = self.pools[decision.pool]
+        pinned = []
         try:
-            h_NI = module.apply_gate(torch.nn.functional.linear(x_ND, gate_up))
-            return torch.nn.functional.linear(h_NI, down)
+            for i, slot in members:
+                pool.pin(slot, _key(decision, i))
+                pinned.append(slot)
+            yield
         finally:
-            self.pools[pool].unpin(slot)
+            for slot in pinned:
+                pool.unpin(slot)
+
+
+def _key(decision: Decision, i: int) -> ExpertKey:
+    return ExpertKey(int(decision.layers[i]), int(decision.experts[i]))
 
 
 def in_time(loads: list[Decision], pool: int) -> tuple[list[Decision], list[Decision]]:
@@ -116,18 +155,6 @@ def in_time(loads: list[Decision], pool: int) -> tuple[list[Decision], list[Deci
     wishes = any(load.pool == pool and load.kind == PREFETCH for load in loads)
     late = [load for load in loads if wishes and load.pool == pool]
     return [load for load in loads if not (wishes and load.pool == pool)], late
-
-
-def row_groups(experts_TK: np.ndarray) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-    """(tokens, ranks) of each expert in the order of transformers' `eager` forward: by rank, then by token."""
-    tokens = experts_TK.shape[0]
-    flat_KT = experts_TK.T.reshape(-1)
-    order = np.argsort(flat_KT, kind="stable")
-    experts, starts = np.unique(flat_KT[order], return_index=True)
-    groups = {}
-    for expert, rows in zip(experts.tolist(), np.split(order, starts[1:]), strict=True):
-        groups[expert] = torch.from_numpy(rows % tokens), torch.from_numpy(rows // tokens)
-    return groups
 
 
 def _as_stored(values: torch.Tensor) -> np.ndarray:

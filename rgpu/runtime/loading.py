@@ -11,14 +11,23 @@ from transformers.utils import logging
 from rgpu.errors import InputError
 from rgpu.runtime.architecture import Architecture
 from rgpu.runtime.experts import refuse_to_save, without_experts
+from rgpu.store.convert import dense_checkpoint
+
+EXPERT_KEYS = (r"\.experts\.", r"block_sparse_moe\.(input|output)_linear")
 
 
-def load_dense(model_dir: Path, architecture: Architecture, dtype: torch.dtype) -> PreTrainedModel:
-    """The model without routed experts: their checkpoint keys are skipped before any read. It cannot be saved."""
+def load_dense(
+    model_dir: Path, architecture: Architecture, dtype: torch.dtype, cache: Path | None = None
+) -> PreTrainedModel:
+    """The model without routed experts: their checkpoint keys are skipped before any read. It cannot be saved.
+
+    What else a checkpoint has quantised is written once, in plain numbers, beside the stores in `cache`."""
+    if architecture.quantised is not None:
+        model_dir = dense_checkpoint(model_dir, cache)
     base = architecture.model_class
     attributes: dict[str, Any] = {
         "__module__": base.__module__,  # transformers looks for its decorators in the source of this module
-        "_keys_to_ignore_on_load_unexpected": [*(base._keys_to_ignore_on_load_unexpected or []), r"\.experts\."],
+        "_keys_to_ignore_on_load_unexpected": [*(base._keys_to_ignore_on_load_unexpected or []), *EXPERT_KEYS],
         "save_pretrained": refuse_to_save,
         "push_to_hub": refuse_to_save,
     }

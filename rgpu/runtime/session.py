@@ -10,15 +10,19 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rgpu.checkpoint.plain import Quantizer
 from rgpu.errors import InputError
+from rgpu.kernels.compute_cpu import CpuCompute
 from rgpu.memory.process import peak_rss_bytes, rss_anon_bytes
 from rgpu.memory.slot_pool import SlotPool
 from rgpu.replay.controller import Controller
 from rgpu.runtime.architecture import Architecture, read_architecture
-from rgpu.runtime.executor import PoolExecutor
+from rgpu.runtime.compute import EventCompute, FloatCompute, SlotCompute
+from rgpu.runtime.executor import FETCH, PoolExecutor
 from rgpu.runtime.loading import load_dense, load_tokenizer
-from rgpu.store.convert import open_store
+from rgpu.store.convert import StoreForm, open_store
 from rgpu.store.expert_store import ExpertStore
+from rgpu.store.layout import ExpertLayout
 from rgpu.traces.moe_layers import moe_layers
 from rgpu.traces.passes import PassTracker
 from rgpu.traces.recorder import TraceRecorder
@@ -39,6 +43,7 @@ class OffloadSession:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, architecture: Architecture,
         store: ExpertStore, make_controller: ControllerFactory, *, hidden: bool = False, record: bool = True,
+        handler: str = FETCH, threads: int | None = None,
     ) -> None:  # fmt: skip
         self.model = model
         self.tokenizer = tokenizer
@@ -49,7 +54,10 @@ class OffloadSession:
         self._trace: Trace | None = None
         self._recorder: TraceRecorder | None = None
         try:
-            self._begin(make_controller, hidden, record)
+            if threads is not None:
+                self._stack.callback(torch.set_num_threads, torch.get_num_threads())
+                torch.set_num_threads(threads)
+            self._begin(make_controller, hidden, record, handler)
         except BaseException:
             self._stack.close()
             raise
@@ -58,32 +66,32 @@ class OffloadSession:
     def open(
         cls, model_dir: str | Path, make_controller: ControllerFactory, *, dtype: torch.dtype = torch.float32,
         store: str = "disk", threads: int | None = None, hidden: bool = False, record: bool = True,
-        cache: Path | None = None,
+        cache: Path | None = None, quantize: Quantizer | None = None, handler: str = FETCH,
     ) -> "OffloadSession":  # fmt: skip
-        """Opens the model in `model_dir`; the first time, its experts are converted to a store in `dtype`.
+        """Opens the model in `model_dir`; the first time, its experts are converted to a store.
 
-        `make_controller(shape)` builds the controller, each time anew (the first one only compiles). `store`: "disk"
-        (memory-mapped) or "ram". `hidden`: events and the recorded trace carry the router's input, which some policies
-        and predictors read. `threads`: torch's, while open. `cache`: folder of stores, by default `cache_folder()`.
+        Float checkpoints are held in `dtype`, or rounded to the storage format `quantize`; quantised ones stay as they are
+        (`dtype` is then that of the rest of the model). `make_controller(shape)` builds the controller, each time anew (the
+        first one only compiles). `store`: "disk" (memory-mapped) or "ram". `handler`: how misses are served (see
+        `PoolExecutor`). `hidden`: events and the recorded trace carry the router's input, which some policies and predictors
+        read. `threads`: torch's, and those of the experts, while open. `cache`: folder of stores, by default `cache_folder()`.
         Raises `InputError` for models that are missing, broken, not Mixture-of-Experts or of an unsupported layout.
         """
         folder, anon_before = Path(model_dir), rss_anon_bytes()
         architecture = read_architecture(folder)
-        experts = open_store(folder, dtype, store, cache)
+        experts = open_store(folder, store_form(architecture, dtype, quantize), store, cache)
         layout = experts.layout
         if odd := architecture.differs_from(experts.layer_ids, experts.experts, layout.intermediate, layout.hidden):
             raise InputError(f"cannot run {folder}: {odd}; use weights and config of one model")
-        model = load_dense(folder, architecture, dtype)
+        model = load_dense(folder, architecture, dtype, cache)
         session = cls(
-            model, load_tokenizer(folder), architecture, experts, make_controller, hidden=hidden, record=record
-        )
+            model, load_tokenizer(folder), architecture, experts, make_controller, hidden=hidden, record=record,
+            handler=handler, threads=threads,
+        )  # fmt: skip
         session._anon_before = anon_before
-        if threads is not None:
-            session._stack.callback(torch.set_num_threads, torch.get_num_threads())
-            torch.set_num_threads(threads)
         return session
 
-    def _begin(self, make_controller: ControllerFactory, hidden: bool, record: bool) -> None:
+    def _begin(self, make_controller: ControllerFactory, hidden: bool, record: bool, handler: str) -> None:
         self.shape = self.store.shape(self.architecture.top_k)
         make_controller(self.shape).observe(sample_event(self.shape, hidden))  # compiles the policy; thrown away
         self.controller = make_controller(self.shape)
@@ -94,7 +102,10 @@ class OffloadSession:
         tracker = self._stack.enter_context(PassTracker(self.model))
         if record:
             self._record(hidden)
-        executor = PoolExecutor(self.controller, self.pools, self.transfer, lambda: tracker.current, hidden)
+        compute = event_compute(self.store, self.architecture, torch.get_num_threads())
+        executor = PoolExecutor(
+            self.controller, self.pools, self.transfer, compute, lambda: tracker.current, hidden, self.store, handler
+        )
         for index, layer in enumerate(moe_layers(self.model)):
             layer.experts.layer, layer.experts.run = index, executor
             self._stack.callback(setattr, layer.experts, "run", None)
@@ -161,6 +172,30 @@ class OffloadSession:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def store_form(architecture: Architecture, dtype: torch.dtype, quantize: Quantizer | None) -> StoreForm:
+    """What the store of a model holds: floats as the model's module has them, or a storage format for the kernels."""
+    if architecture.quantised is not None or quantize is not None:
+        if architecture.gate is None:
+            raise InputError(
+                f"cannot run quantised experts of {architecture.experts_class.__name__}: got an activation that no kernel "
+                "has; expected SiLU, GELU (tanh) or gpt-oss's; run float weights, without quantize"
+            )
+        return StoreForm(None, quantize=quantize)
+    return StoreForm(
+        dtype, architecture.interleaved, architecture.transposed,
+        layers=int(architecture.config.get_text_config().num_hidden_layers),
+    )  # fmt: skip
+
+
+def event_compute(store: ExpertStore, architecture: Architecture, threads: int) -> EventCompute:
+    """What computes the experts that `store` holds."""
+    layout = store.layout
+    if isinstance(layout, ExpertLayout):
+        return FloatCompute(layout)
+    assert architecture.gate is not None
+    return SlotCompute(CpuCompute(layout, architecture.gate, threads), store.experts)
 
 
 def sample_event(shape: MoEShape, hidden: bool) -> RoutingEvent:

@@ -4,17 +4,23 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from rgpu.checkpoint.dense import write_dense
 from rgpu.checkpoint.experts import CheckpointExperts, checkpoint_files
+from rgpu.checkpoint.open import open_experts
+from rgpu.checkpoint.plain import Quantizer
 from rgpu.errors import InputError
-from rgpu.store.expert_store import DATA_START, ExpertStore, read_header, write_header
-from rgpu.store.layout import DTYPES, ExpertLayout
+from rgpu.quant.formats import named
+from rgpu.quant.layout import SlotLayout
+from rgpu.store.expert_store import DATA_START, VERSION, ExpertStore, read_header, write_header
+from rgpu.store.layout import ExpertLayout, described, dtype_name
 
 _SAMPLES, _BLOCK = 64, 4096
 
@@ -25,18 +31,47 @@ def cache_folder() -> Path:
     return (Path(root) if root else Path.home() / ".cache" / "rgpu") / "stores"
 
 
-def open_store(model_dir: Path, dtype: torch.dtype, where: str = "disk", cache: Path | None = None) -> ExpertStore:
-    """The store of the checkpoint in `model_dir` in `dtype`, converted on first use, found again afterwards."""
+@dataclass(frozen=True, slots=True)
+class StoreForm:
+    """What a store holds. `dtype`: float experts arranged as the model's module has them (`interleaved`, `transposed`), or
+    None: the arrays of a storage format, as the checkpoint has them or rounded to `quantize`."""
+
+    dtype: torch.dtype | None = torch.float32
+    interleaved: bool = False
+    transposed: bool = False
+    quantize: Quantizer | None = None
+    layers: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Part of the store's path."""
+        if self.dtype is not None:
+            return dtype_name(self.dtype)
+        return "stored" if self.quantize is None else "-".join(str(v) for v in named(self.quantize).values())
+
+
+def open_store(model_dir: Path, form: StoreForm, where: str = "disk", cache: Path | None = None) -> ExpertStore:
+    """The store of the checkpoint in `model_dir`, converted on first use, found again afterwards."""
     source = source_hash(model_dir)
-    path = (cache or cache_folder()) / f"{source[:20]}-{_name(dtype)}" / "experts.rgpu"
+    path = (cache or cache_folder()) / f"{source[:20]}-{form.name}" / "experts.rgpu"
     if path.exists():
         try:
             read_header(path)
         except InputError:
             path.unlink()
     if not path.exists():
-        convert(model_dir, path, dtype, source)
+        convert(model_dir, path, form, source)
     return ExpertStore(path, where)
+
+
+def dense_checkpoint(model_dir: Path, cache: Path | None = None) -> Path:
+    """A folder with the dense part of a quantised checkpoint in plain numbers: written on first use, found afterwards."""
+    path = (cache or cache_folder()) / f"{source_hash(model_dir)[:20]}-dense"
+    if not path.exists():
+        with _atomic(path) as partial:
+            partial.mkdir()
+            write_dense(model_dir, partial)
+    return path
 
 
 def source_hash(model_dir: Path) -> str:
@@ -53,38 +88,61 @@ def source_hash(model_dir: Path) -> str:
     return digest.hexdigest()
 
 
-def convert(model_dir: Path, path: Path, dtype: torch.dtype, source: str) -> None:
+def convert(model_dir: Path, path: Path, form: StoreForm, source: str) -> None:
     """Writes the store of `model_dir` at `path`; holds one expert in memory at a time. Nothing is left at `path` unless
     it is complete; no space left is an `InputError`."""
-    with CheckpointExperts(model_dir) as checkpoint, _atomic(path) as partial:
-        layout = ExpertLayout(checkpoint.intermediate, checkpoint.hidden, dtype)
-        layers, experts = checkpoint.layer_ids, checkpoint.experts
-        total = DATA_START + len(layers) * experts * layout.stride
+    with _rows(model_dir, form) as rows, _atomic(path) as partial:
+        total = DATA_START + len(rows.layer_ids) * rows.experts * rows.layout.stride
         free = shutil.disk_usage(path.parent).free
         if free < total:
             raise OSError(errno.ENOSPC, f"{free} bytes free, {total} needed")
         header = {
-            "layer_ids": list(layers), "experts": experts, "intermediate": layout.intermediate, "hidden": layout.hidden,
-            "dtype": _name(dtype), "expert_bytes": layout.payload_bytes, "stride": layout.stride,
-            "source": source, "file_bytes": total,
+            "version": VERSION, "layer_ids": list(rows.layer_ids), "experts": rows.experts, "layout": described(rows.layout),
+            "expert_bytes": rows.layout.payload_bytes, "stride": rows.layout.stride, "source": source, "file_bytes": total,
         }  # fmt: skip
-        row = torch.zeros(layout.stride, dtype=torch.uint8)
-        gate_up, down = layout.views(row)
-        with (
-            partial.open("wb") as out,
-            tqdm(total=len(layers) * experts, desc="expert store", unit="expert", disable=None, delay=2) as bar,
-        ):
+        row = torch.zeros(rows.layout.stride, dtype=torch.uint8)
+        keys = [(layer, expert) for layer in rows.layer_ids for expert in range(rows.experts)]
+        with partial.open("wb") as out:
             out.write(write_header(header))
-            for layer in layers:
-                for expert in range(experts):
-                    gate, up, projection = checkpoint.read(layer, expert)
-                    gate_up[: layout.intermediate].copy_(gate)
-                    gate_up[layout.intermediate :].copy_(up)
-                    down.copy_(projection)
-                    out.write(row.numpy().data)
-                    bar.update()
+            for layer, expert in tqdm(keys, desc="expert store", unit="expert", disable=None, delay=2):
+                rows.fill(row, layer, expert)
+                out.write(row.numpy().data)
             out.flush()
             os.fsync(out.fileno())
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Experts of a checkpoint as rows of a store: `fill(row, layer, expert)` writes one."""
+
+    layer_ids: tuple[int, ...]
+    experts: int
+    layout: ExpertLayout | SlotLayout
+    fill: Callable[[torch.Tensor, int, int], None]
+
+
+@contextmanager
+def _rows(model_dir: Path, form: StoreForm) -> Iterator[_Rows]:
+    if form.dtype is None:
+        with open_experts(model_dir, form.quantize) as reader:
+            layout = reader.layout
+            yield _Rows(
+                reader.layer_ids,
+                reader.experts,
+                layout,
+                lambda row, layer, expert: layout.pack(reader.read(layer, expert), row),
+            )
+        return
+    with CheckpointExperts(model_dir, interleaved=form.interleaved, layers=form.layers) as found:
+        floats = ExpertLayout(
+            found.intermediate, found.hidden, form.dtype, found.bias, form.transposed, form.interleaved
+        )
+        yield _Rows(
+            found.layer_ids,
+            found.experts,
+            floats,
+            lambda row, layer, expert: floats.fill(row, found.read(layer, expert)),
+        )
 
 
 @contextmanager
@@ -94,6 +152,8 @@ def _atomic(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
+        if partial.is_dir() and path.exists():  # another process was faster
+            return
         os.replace(partial, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -104,11 +164,7 @@ def _atomic(path: Path) -> Iterator[Path]:
             raise InputError(f"cannot write {path}: {error.strerror}; set RGPU_CACHE to a writable folder") from None
         raise
     finally:
-        partial.unlink(missing_ok=True)
-
-
-def _name(dtype: torch.dtype) -> str:
-    for name, known in DTYPES.items():
-        if known == dtype:
-            return name
-    raise InputError(f"unsupported dtype {dtype}: expected one of {', '.join(DTYPES)}")
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)

@@ -1,108 +1,119 @@
 """`ExpertStore`: every routed expert of a model in one file, memory-mapped read-only or held in RAM."""
 
-import json
 import mmap
-import struct
+import warnings
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 
-from rgpu.errors import InputError
-from rgpu.store.layout import DTYPES, ExpertLayout
-from rgpu.types import ExpertKey, MoEShape
+from rgpu.errors import InputError, RgpuError
+from rgpu.store.header import DATA_START as DATA_START
+from rgpu.store.header import MAGIC as MAGIC
+from rgpu.store.header import VERSION as VERSION
+from rgpu.store.header import read_header as read_header
+from rgpu.store.header import write_header as write_header
+from rgpu.store.store_file import StoreFile
+from rgpu.types import ExpertKey
 
-MAGIC = b"rgpustr1"
-DATA_START = 4096
 
-
-class ExpertStore:
-    """Read-only experts of one model: `buffer(key)` is one expert's bytes as `layout` describes them.
+class ExpertStore(StoreFile):
+    """An `ExpertSource`: `buffer(key)` is one expert's bytes as `layout` describes them.
 
     `where="disk"` maps the file (pages come and go with the kernel's page cache, never as private memory);
-    `where="ram"` reads it once. A layer of an `ExpertKey` counts MoE layers; `layer_ids` are the model's numbers.
+    `where="ram"` reads it once. A mapped page behind the end of a truncated file kills the process, so that every access
+    looks at the file's size first; a disk that fails under a mapping cannot be caught at all (the kind "direct" can).
     """
 
     def __init__(self, path: Path, where: str = "disk") -> None:
         if where not in ("disk", "ram"):
             raise InputError(f"unknown store '{where}': expected disk or ram")
-        self.path = path
+        super().__init__(path)
         self.where = where
-        self.header = read_header(path)
-        self.layer_ids: tuple[int, ...] = tuple(self.header["layer_ids"])
-        self.experts = int(self.header["experts"])
-        self.layout = ExpertLayout(
-            int(self.header["intermediate"]), int(self.header["hidden"]), DTYPES[self.header["dtype"]]
-        )
-        self._bytes = self._read() if where == "ram" else self._map()
+        self._gone = False
+        try:
+            self._bytes = self._whole() if where == "ram" else self._map()
+        except BaseException:
+            super().close()
+            raise
+        if where == "ram":
+            super().close()  # nothing more is read from it
 
     def _map(self) -> np.ndarray:
-        with self.path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return np.frombuffer(mapped, np.uint8)
+        with self._reading() as descriptor:
+            return np.frombuffer(mmap.mmap(descriptor, self.nbytes, access=mmap.ACCESS_READ), np.uint8)
 
-    def _read(self) -> np.ndarray:
-        data = np.fromfile(self.path, np.uint8)
+    def _whole(self) -> np.ndarray:
+        try:
+            data = np.empty(self.nbytes, np.uint8)
+        except MemoryError:
+            raise InputError(
+                f"cannot hold expert store {self.path} in RAM: got no memory for {self.nbytes} bytes; use store 'disk'"
+            ) from None
+        with self._reading() as descriptor:
+            self._read(descriptor, data, 0)
+            self._unchanged(descriptor)
         data.flags.writeable = False
         return data
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the file."""
-        return int(self._bytes.nbytes)
 
     @property
     def mapped_bytes(self) -> int:
         """Bytes mapped from the file (0 when held in RAM)."""
         return self.nbytes if self.where == "disk" else 0
 
-    def shape(self, top_k: int) -> MoEShape:
-        """The model's shape, with the bytes of an expert as stored here."""
-        layers = len(self.layer_ids)
-        sizes = (self.layout.payload_bytes,) * layers
-        return MoEShape(layers, self.experts, top_k, self.layout.hidden, sizes, self.layer_ids)
+    @property
+    def ram_bytes(self) -> int:
+        """Bytes held in RAM (0 when mapped)."""
+        return self.nbytes - self.mapped_bytes
+
+    @property
+    def in_place(self) -> bool:
+        """See `ExpertSource`."""
+        return True
+
+    def check(self) -> None:
+        """See `StoreFile.check`; what is held in RAM cannot change."""
+        if self._gone:
+            raise RgpuError(f"expert store {self.path} is closed")
+        if self.where == "disk":
+            super().check()
+
+    @cached_property
+    def rows_SB(self) -> torch.Tensor:
+        """uint8 [L * E, stride], read-only: every expert's buffer, where it is."""
+        self.check()
+        rows = self._bytes[DATA_START:].reshape(-1, self.layout.stride)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of memory that must not be written to
+            return torch.from_numpy(rows)
+
+    def row(self, key: ExpertKey) -> int:
+        """The expert's row of `rows_SB`."""
+        self.check()
+        return self.index(key)
+
+    def pin(self, key: ExpertKey) -> int | None:
+        """The same: no expert ever leaves."""
+        return self.row(key)
+
+    def unpin(self, key: ExpertKey) -> None:
+        """See `ExpertSource`."""
 
     def buffer(self, key: ExpertKey) -> np.ndarray:
-        """uint8 [layout.nbytes], read-only, of one expert."""
-        if not (0 <= key.layer < len(self.layer_ids) and 0 <= key.expert < self.experts):
-            raise InputError(
-                f"no expert {key.expert} in MoE layer {key.layer}: the store holds {len(self.layer_ids)} layers "
-                f"of {self.experts} experts"
-            )
-        start = DATA_START + (key.layer * self.experts + key.expert) * self.layout.stride
+        """uint8 [layout.nbytes], read-only, of one expert, where it is."""
+        self.check()
+        start = self.offset(key)
         return self._bytes[start : start + self.layout.nbytes]
+
+    def read_into(self, key: ExpertKey, out: np.ndarray, start: int = 0) -> None:
+        """See `ExpertSource`."""
+        np.copyto(out, self.buffer(key)[start : start + out.nbytes])
+        self.check()  # a write meanwhile would have mixed two files
 
     def close(self) -> None:
         """Lets go of the mapping (it ends with the last view of it)."""
+        self._gone = True
+        self.__dict__.pop("rows_SB", None)
         self._bytes = np.zeros(0, np.uint8)
-
-
-def write_header(header: dict[str, Any]) -> bytes:
-    """Magic, length, JSON, zero padding: `DATA_START` bytes."""
-    text = json.dumps(header).encode()
-    head = MAGIC + struct.pack("<Q", len(text)) + text
-    if len(head) > DATA_START:
-        raise InputError(f"store header of {len(head)} bytes does not fit in {DATA_START}: too many layers")
-    return head.ljust(DATA_START, b"\0")
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """The store's header; `InputError` when the file is not a complete store."""
-    remedy = "delete it and run again"
-    try:
-        with path.open("rb") as file:
-            head = file.read(DATA_START)
-            size = file.seek(0, 2)
-    except OSError as error:
-        raise InputError(f"cannot read expert store {path}: {error.strerror}; {remedy}") from None
-    if len(head) < DATA_START or head[: len(MAGIC)] != MAGIC:
-        raise InputError(f"cannot read expert store {path}: got another kind of file; {remedy}")
-    (length,) = struct.unpack_from("<Q", head, len(MAGIC))
-    try:
-        header: dict[str, Any] = json.loads(head[len(MAGIC) + 8 : len(MAGIC) + 8 + length])
-        expected = int(header["file_bytes"])
-    except (ValueError, KeyError):
-        raise InputError(f"cannot read expert store {path}: got a damaged header; {remedy}") from None
-    if size != expected:
-        raise InputError(f"truncated expert store {path}: got {size} bytes, expected {expected}; {remedy}")
-    return header
+        super().close()

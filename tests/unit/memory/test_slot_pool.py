@@ -11,11 +11,12 @@ from rgpu.memory.slot_pool import CopyState, SlotPool
 from rgpu.store.layout import ALIGNMENT, ExpertLayout
 from rgpu.types import ExpertKey
 
+LAYOUT = ExpertLayout(5, 7, torch.float32)
 A, B = ExpertKey(0, 1), ExpertKey(0, 2)
 
 
 def pool(rows: int = 3) -> SlotPool:
-    return SlotPool(ExpertLayout(5, 7, torch.float32), rows)
+    return SlotPool(LAYOUT, rows)
 
 
 def test_rows_are_aligned_and_apart() -> None:
@@ -26,7 +27,7 @@ def test_rows_are_aligned_and_apart() -> None:
     made.begin(1, B)
     made.finish(0)
     made.finish(1)
-    first, second = made.pin(0, A), made.pin(1, B)
+    first, second = (LAYOUT.views(row)[:2] for row in made.buffer[:2])
     made.buffer.zero_()
     for view in first:
         view.fill_(1)

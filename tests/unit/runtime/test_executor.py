@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rgpu.runtime.executor import row_groups
+from rgpu.runtime.compute import row_groups
 
 
 @given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 10_000))

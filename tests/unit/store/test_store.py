@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from rgpu.errors import InputError
 from rgpu.store import convert
-from rgpu.store.convert import open_store
+from rgpu.store.convert import StoreForm, open_store
 from rgpu.store.expert_store import ExpertStore
 from rgpu.store.layout import ALIGNMENT, ExpertLayout
 from rgpu.types import ExpertKey
@@ -62,7 +62,7 @@ def matches(store: ExpertStore, dtype: torch.dtype) -> bool:
     for at, layer in enumerate(LAYERS):
         for e in range(E):
             row = torch.from_numpy(store.buffer(ExpertKey(at, e)).copy())
-            gate_up, down = store.layout.views(row)
+            gate_up, down = store.layout.views(row)[:2]
             if not torch.equal(gate_up, expected[f"model.layers.{layer}.mlp.experts.gate_up_proj"][e].to(dtype)):
                 return False
             if not torch.equal(down, expected[f"model.layers.{layer}.mlp.experts.down_proj"][e].to(dtype)):
@@ -79,7 +79,7 @@ def test_round_trip(tmp_path: Path, dtype: torch.dtype, form: str, where: str) -
         "single": lambda: split(weights()),
         "w123": lambda: split(weights(), ("w1", "w3", "w2")),
     }
-    store = open_store(write(tmp_path / "m", tensors[form]()), dtype, where, tmp_path / "cache")
+    store = open_store(write(tmp_path / "m", tensors[form]()), StoreForm(dtype), where, tmp_path / "cache")
     assert (store.layer_ids, store.experts) == (LAYERS, E)
     assert matches(store, dtype)
     assert (store.mapped_bytes > 0) == (where == "disk")
@@ -99,10 +99,10 @@ def test_sharded_checkpoint(tmp_path: Path) -> None:
         save_file({k: tensors[k] for k in keys}, folder / file)
     index = {"weight_map": {k: file for file, keys in shards.items() for k in keys}}
     (folder / "model.safetensors.index.json").write_text(__import__("json").dumps(index))
-    assert matches(open_store(folder, torch.float32, cache=tmp_path / "cache"), torch.float32)
+    assert matches(open_store(folder, StoreForm(torch.float32), cache=tmp_path / "cache"), torch.float32)
     (folder / "b.safetensors").unlink()
     with pytest.raises(InputError, match=r"no b\.safetensors"):
-        open_store(folder, torch.float32, cache=tmp_path / "cache")
+        open_store(folder, StoreForm(torch.float32), cache=tmp_path / "cache")
 
 
 def test_converted_once_and_again_when_the_checkpoint_changes(tmp_path: Path, monkeypatch: Any) -> None:
@@ -110,20 +110,20 @@ def test_converted_once_and_again_when_the_checkpoint_changes(tmp_path: Path, mo
     original = convert.convert
     monkeypatch.setattr(convert, "convert", lambda *a: (calls.append(a), original(*a)))
     folder, cache = write(tmp_path / "m", weights()), tmp_path / "cache"
-    open_store(folder, torch.float32, cache=cache)
-    store = open_store(folder, torch.float32, cache=cache)
+    open_store(folder, StoreForm(torch.float32), cache=cache)
+    store = open_store(folder, StoreForm(torch.float32), cache=cache)
     assert len(calls) == 1
     os.truncate(store.path, store.nbytes - 1)
-    assert matches(open_store(folder, torch.float32, cache=cache), torch.float32)
+    assert matches(open_store(folder, StoreForm(torch.float32), cache=cache), torch.float32)
     assert len(calls) == 2
     write(folder, {k: v + 1 for k, v in weights().items()})
-    assert not matches(open_store(folder, torch.float32, cache=cache), torch.float32)
+    assert not matches(open_store(folder, StoreForm(torch.float32), cache=cache), torch.float32)
     assert len(calls) == 3
 
 
 def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("RGPU_CACHE", str(tmp_path / "here"))
-    store = open_store(write(tmp_path / "m", weights()), torch.float32)
+    store = open_store(write(tmp_path / "m", weights()), StoreForm(torch.float32))
     assert store.path.is_relative_to(tmp_path / "here" / "stores")
 
 
@@ -132,7 +132,7 @@ def test_truncated_checkpoint(tmp_path: Path, keep: int) -> None:
     folder = write(tmp_path / "m", weights())
     os.truncate(folder / "model.safetensors", keep)
     with pytest.raises(InputError, match=r"model\.safetensors") as raised:
-        open_store(folder, torch.float32, cache=tmp_path / "cache")
+        open_store(folder, StoreForm(torch.float32), cache=tmp_path / "cache")
     assert "\n" not in str(raised.value)
     assert not any(p.is_file() for p in tmp_path.glob("cache/**/*"))
 
@@ -141,12 +141,12 @@ def test_incomplete_and_uneven_checkpoints(tmp_path: Path) -> None:
     tensors = split(weights())
     missing = {k: v for k, v in tensors.items() if ".3.mlp.experts.2.up_proj" not in k}
     with pytest.raises(InputError, match="no up projection of expert 2 in layer 3"):
-        open_store(write(tmp_path / "a", missing), torch.float32, cache=tmp_path / "cache")
+        open_store(write(tmp_path / "a", missing), StoreForm(torch.float32), cache=tmp_path / "cache")
     uneven = tensors | {"model.layers.3.mlp.experts.1.down_proj.weight": torch.zeros(D, I + 1)}
     with pytest.raises(InputError, match="expert 1 of layer 3"):
-        open_store(write(tmp_path / "b", uneven), torch.float32, cache=tmp_path / "cache")
+        open_store(write(tmp_path / "b", uneven), StoreForm(torch.float32), cache=tmp_path / "cache")
     with pytest.raises(InputError, match="no routed experts"):
-        open_store(write(tmp_path / "c", {}), torch.float32, cache=tmp_path / "cache")
+        open_store(write(tmp_path / "c", {}), StoreForm(torch.float32), cache=tmp_path / "cache")
     assert not any(p.is_file() for p in tmp_path.glob("cache/**/*"))
 
 
@@ -155,7 +155,7 @@ def test_no_space_and_interruption_leave_nothing(tmp_path: Path, monkeypatch: An
     with monkeypatch.context() as patch:
         patch.setattr(convert.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
         with pytest.raises(InputError, match="no space left"):
-            open_store(folder, torch.float32, cache=cache)
+            open_store(folder, StoreForm(torch.float32), cache=cache)
     for failure, expected in (
         (OSError(errno.ENOSPC, "No space left on device"), InputError),
         (KeyboardInterrupt(), KeyboardInterrupt),
@@ -167,18 +167,18 @@ def test_no_space_and_interruption_leave_nothing(tmp_path: Path, monkeypatch: An
 
             patch.setattr(convert.os, "fsync", fail)
             with pytest.raises(expected):
-                open_store(folder, torch.float32, cache=cache)
+                open_store(folder, StoreForm(torch.float32), cache=cache)
         assert not any(p.is_file() for p in cache.glob("**/*"))
-    assert matches(open_store(folder, torch.float32, cache=cache), torch.float32)
+    assert matches(open_store(folder, StoreForm(torch.float32), cache=cache), torch.float32)
 
 
 def test_layout_is_aligned_and_has_no_overlap() -> None:
     for width, hidden in ((1, 1), (12, 20), (64, 256)):
         for dtype in (torch.float32, torch.bfloat16):
             layout = ExpertLayout(width, hidden, dtype)
-            assert layout.down_offset % ALIGNMENT == 0 == layout.stride % ALIGNMENT
+            assert layout.stride % ALIGNMENT == 0
             row = torch.zeros(layout.stride, dtype=torch.uint8)
-            gate_up, down = layout.views(row)
+            gate_up, down = layout.views(row)[:2]
             gate_up.fill_(1)
             assert not down.any()
             assert gate_up.nbytes + down.nbytes == layout.payload_bytes <= layout.nbytes

@@ -1,0 +1,117 @@
+"""How the members of one event are computed, set of rows by set of rows: in the model's own float arithmetic, or by kernels
+over quantised slots.
+
+Legend: T tokens, D hidden size, K top-k, N rows of one expert, S rows of a buffer, B bytes of a row.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from rgpu.runtime.experts import PooledExperts
+from rgpu.store.layout import ExpertLayout, ExpertWeights
+
+Members = Sequence[tuple[int, int]]  # (expert, row of the buffer that holds it)
+
+
+class EventCompute(Protocol):
+    """`begin` an event, `members` of it from any buffers in any order, each expert once, then `finish`: [T, D].
+
+    The result never depends on how the members were divided or which buffer held them."""
+
+    def begin(
+        self, module: PooledExperts, x_TD: torch.Tensor, experts_TK: np.ndarray, weights_TK: torch.Tensor
+    ) -> None: ...
+
+    def members(self, rows_SB: torch.Tensor, members: Members) -> None: ...
+
+    def finish(self) -> torch.Tensor: ...
+
+
+class FloatCompute:
+    """Bit-identical to transformers' `eager` experts on the same device: the same operations on the same groups of rows
+    (an expert sees all its rows in one call), the outputs summed in ascending order of experts."""
+
+    def __init__(self, layout: ExpertLayout) -> None:
+        self.layout = layout
+        self._views: dict[tuple[int, int], ExpertWeights] = {}
+
+    def begin(
+        self, module: PooledExperts, x_TD: torch.Tensor, experts_TK: np.ndarray, weights_TK: torch.Tensor
+    ) -> None:
+        """See `EventCompute`."""
+        self._module, self._x_TD, self._weights_TK = module, x_TD, weights_TK
+        self._groups = row_groups(experts_TK)
+        self._outputs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def members(self, rows_SB: torch.Tensor, members: Members) -> None:
+        """See `EventCompute`."""
+        for expert, row in members:
+            token_N, rank_N = self._groups[expert]
+            weights = self._of(rows_SB, row)
+            h_NI = self._module.apply_gate(self._product(self._x_TD[token_N], weights.gate_up, weights.gate_up_bias))
+            y_ND = self._product(h_NI, weights.down, weights.down_bias) * self._weights_TK[token_N, rank_N, None]
+            self._outputs[expert] = token_N, y_ND.to(self._x_TD.dtype)
+
+    def finish(self) -> torch.Tensor:
+        """See `EventCompute`."""
+        out_TD = torch.zeros_like(self._x_TD)
+        for expert in sorted(self._outputs):
+            out_TD.index_add_(0, *self._outputs[expert])
+        self._outputs = {}
+        return out_TD
+
+    def _of(self, rows_SB: torch.Tensor, row: int) -> ExpertWeights:
+        key = rows_SB.data_ptr(), row
+        if key not in self._views:
+            self._views[key] = self.layout.views(rows_SB[row])
+        return self._views[key]
+
+    def _product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """As the model's eager forward has it, down to the order of operations."""
+        if not self.layout.transposed:
+            return torch.nn.functional.linear(x, weight, bias)
+        return x @ weight if bias is None else x @ weight + bias
+
+
+class SlotCompute:
+    """Quantised experts by a kernel that computes pairs now and adds them up at the end (`CpuCompute`, `TritonCompute`)."""
+
+    def __init__(self, kernel: Any, experts: int) -> None:
+        self.kernel = kernel
+        self._row_of_E = np.full(experts, -1, np.int32)
+
+    def begin(
+        self, module: PooledExperts, x_TD: torch.Tensor, experts_TK: np.ndarray, weights_TK: torch.Tensor
+    ) -> None:
+        """See `EventCompute`."""
+        self._x_TD, self._experts_TK, self._weights_TK = x_TD, experts_TK, weights_TK.float().contiguous()
+
+    def members(self, rows_SB: torch.Tensor, members: Members) -> None:
+        """See `EventCompute`."""
+        for expert, row in members:
+            self._row_of_E[expert] = row
+        slot_TK = torch.from_numpy(self._row_of_E[self._experts_TK])
+        for expert, _ in members:
+            self._row_of_E[expert] = -1
+        self.kernel.wave(self._x_TD, rows_SB, slot_TK, self._weights_TK)
+
+    def finish(self) -> torch.Tensor:
+        """See `EventCompute`."""
+        served_TK = torch.zeros(self._experts_TK.shape, dtype=torch.int32)
+        out_TD: torch.Tensor = self.kernel.finish(self._x_TD, served_TK, self._weights_TK)
+        return out_TD
+
+
+def row_groups(experts_TK: np.ndarray) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    """(tokens, ranks) of each expert in the order of transformers' `eager` forward: by rank, then by token."""
+    tokens = experts_TK.shape[0]
+    flat_KT = experts_TK.T.reshape(-1)
+    order = np.argsort(flat_KT, kind="stable")
+    experts, starts = np.unique(flat_KT[order], return_index=True)
+    groups = {}
+    for expert, rows in zip(experts.tolist(), np.split(order, starts[1:]), strict=True):
+        groups[expert] = torch.from_numpy(rows % tokens), torch.from_numpy(rows // tokens)
+    return groups
