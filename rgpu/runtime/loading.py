@@ -8,10 +8,16 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from rgpu.checkpoint.float_expert import FloatExpert
 from rgpu.errors import InputError
+from rgpu.quant.layout import SlotLayout
 from rgpu.runtime.architecture import Architecture
 from rgpu.runtime.experts import refuse_to_save, without_experts
 from rgpu.store.convert import dense_checkpoint
+from rgpu.store.expert_store import ExpertStore
+from rgpu.store.layout import ExpertLayout, ExpertWeights
+from rgpu.traces.moe_layers import moe_layers
+from rgpu.types import ExpertKey
 
 EXPERT_KEYS = (r"\.experts\.", r"block_sparse_moe\.(input|output)_linear")
 
@@ -39,6 +45,32 @@ def load_dense(
 def load_resident(model_dir: Path, architecture: Architecture, dtype: torch.dtype) -> PreTrainedModel:
     """The stock transformers model, all experts in memory, with its `eager` experts."""
     return _load(architecture.model_class, model_dir, dtype)
+
+
+def load_dequantised(
+    model_dir: Path, architecture: Architecture, store: ExpertStore, dtype: torch.dtype, cache: Path | None = None
+) -> PreTrainedModel:
+    """The stock model, all experts in memory as the numbers that the quantised `store` holds for them: what a quantised run
+    is compared with."""
+    if architecture.quantised is not None:
+        model_dir = dense_checkpoint(model_dir, cache)
+    layout = store.layout
+    assert isinstance(layout, SlotLayout)
+    model = _load(architecture.model_class, model_dir, dtype)
+    floats = ExpertLayout(
+        layout.intermediate, layout.hidden, dtype, layout.bias, architecture.transposed, architecture.interleaved
+    )
+    row = torch.zeros(floats.stride, dtype=torch.uint8)
+    names = [name for name in ExpertWeights._fields if layout.bias or not name.endswith("bias")]
+    for at, layer in enumerate(moe_layers(model)):
+        for expert in range(store.experts):
+            dense = layout.unpack(torch.from_numpy(store.buffer(ExpertKey(at, expert)).copy()))
+            biases = (dense.gate_bias, dense.up_bias, dense.down_bias) if layout.bias else None
+            floats.fill(row, FloatExpert((dense.gate, dense.up, dense.down), biases))  # type: ignore[arg-type]
+            for name, values in zip(names, floats.views(row), strict=False):
+                whole = name.replace("gate_up", "gate_up_proj").replace("down", "down_proj")
+                getattr(layer.experts, whole).data[expert] = values
+    return model
 
 
 def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase | None:
