@@ -55,7 +55,7 @@ class ModelFacts:
     matrices. `embedding_bytes`; `head_bytes`: the output head's own (0: tied to the embedding), `head_weights` numbers in
     it; `other_bytes` of neither (last norm, rotary frequencies). `parts` and `kv` [M]; `layer_ids` [L]: which of the M route.
     `layer_width`: outputs of all linear maps of the widest layer; `expanded_kv`: bytes per token of context of one layer's
-    keys and values spread over all heads; `heads`; `eager`: attention scores are materialised. `max_context` 0: unknown.
+    keys and values spread over all heads; `heads`; `scores`: attention scores are materialised. `max_context` 0: unknown.
     """
 
     name: str
@@ -81,7 +81,7 @@ class ModelFacts:
     layer_width: int
     expanded_kv: int
     heads: int
-    eager: bool = False
+    scores: bool = False
 
     @property
     def layers(self) -> int:

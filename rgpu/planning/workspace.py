@@ -6,11 +6,13 @@ Legend: R rows (tokens) of a pass, C tokens of context, B sequences, D hidden si
 from rgpu.planning.model_facts import ModelFacts
 
 _F32 = 4
+_SPARE = 8  # one part in so many more, for memory that an allocator cannot use again at once
 
 
 def workspace_bytes(facts: ModelFacts, context: int, batch: int, rows: int) -> int:
     """Bytes for a pass of `rows` tokens over `batch` sequences of up to `context` tokens; never less for more of any."""
-    return _layer(facts, context, batch, rows) + _logits(facts, batch) + _growth(facts, context, batch, rows)
+    needed = _layer(facts, context, batch, rows) + _logits(facts, batch) + _growth(facts, context, batch, rows)
+    return needed + needed // _SPARE
 
 
 def _layer(facts: ModelFacts, context: int, batch: int, rows: int) -> int:
@@ -29,9 +31,9 @@ def _layer(facts: ModelFacts, context: int, batch: int, rows: int) -> int:
 
 
 def _scores(facts: ModelFacts, context: int, rows: int) -> int:
-    """A mask of every row and token; with `eager` attention also scores of every head, and their softmax in float32."""
+    """A mask of every row and token; where they are materialised also scores of every head, and their softmax."""
     each = 1 + facts.itemsize
-    if facts.eager:
+    if facts.scores:
         each += facts.heads * (2 * facts.itemsize + _F32)
     return rows * context * each
 

@@ -25,7 +25,7 @@ FACTS = ModelFacts(
 kv = st.builds(KvLayer, st.integers(0, 300), st.sampled_from([0, 2, 16]), st.integers(0, 99))
 facts = st.builds(
     replace, st.just(FACTS), experts=st.integers(4, 40), expert_stride=st.integers(1, 40).map(lambda n: 128 * n),
-    eager=st.booleans(), itemsize=st.sampled_from([2, 4]),
+    scores=st.booleans(), itemsize=st.sampled_from([2, 4]),
     kv=st.lists(kv, min_size=1).map(tuple),
 )  # fmt: skip
 asked = st.fixed_dictionaries(
