@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "fit a predictor of the next experts on a trace and score it on held-out sequences",
     "replay": "replay a trace under one policy and one pool",
     "sweep": "replay a trace over a grid of policies, capacities and seeds, in process",
+    "plan": "what fits into memory: a model's bytes, its expert slots, and what to expect of them",
     "generate": "generate text with the experts in a small pool of slots",
     "reproduce": "the whole study on the shipped model and traces, with figures and a report",
     "plot": "draw figures from result rows",
