@@ -27,8 +27,9 @@ from torch.nn.functional import linear
 
 from rgpu.errors import InputError
 from rgpu.kernels.compute_cpu import CpuCompute
-from rgpu.kernels.compute_torch import TorchCompute, apply_gate
+from rgpu.kernels.compute_torch import TorchCompute
 from rgpu.quant.formats import FORMATS
+from rgpu.quant.gates import apply_gate
 from rgpu.quant.int4 import Int4
 from rgpu.quant.layout import SlotLayout
 from rgpu.results.provenance import stamp

@@ -6,19 +6,9 @@ Legend: T tokens, D hidden size, I expert width, K top-k, S slots, B bytes of a 
 import torch
 
 from rgpu.errors import InputError
+from rgpu.quant.gates import apply_gate
 from rgpu.quant.layout import DenseExpert, SlotLayout
 from rgpu.types import Gate
-
-
-def apply_gate(gate: Gate, g: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """h from the two projections (see `Gate`)."""
-    if gate.limit > 0:
-        g, u = g.clamp(max=gate.limit), u.clamp(-gate.limit, gate.limit)
-    if gate.kind == "gpt_oss":
-        return g * torch.sigmoid(gate.alpha * g) * (u + 1)
-    if gate.kind == "gelu_tanh":
-        return torch.nn.functional.gelu(g, approximate="tanh") * u
-    return torch.nn.functional.silu(g) * u
 
 
 def dense_forward(expert: DenseExpert, gate: Gate, x_ND: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch.nn.functional import linear
 
 from rgpu.errors import InputError
 from rgpu.experiments.benching.cases import Pool, Routed, free_bytes
-from rgpu.kernels.compute_torch import apply_gate
+from rgpu.quant.gates import apply_gate
 from rgpu.quant.layout import DenseExpert
 
 Call = Callable[[Routed], torch.Tensor]  # -> [T, D]

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from rgpu.checkpoint.experts import checkpoint_files
 from rgpu.errors import InputError
-from rgpu.kernels.compute_torch import apply_gate
+from rgpu.quant.gates import apply_gate
 from rgpu.traces.moe_layers import moe_layers
 from rgpu.types import Gate
 
@@ -86,7 +86,7 @@ def read_architecture(model_dir: Path) -> Architecture:
     )  # fmt: skip
 
 
-def gate_of(experts: torch.nn.Module) -> Gate | None:
+def gate_of(experts: Any) -> Gate | None:
     """The `Gate` that does what an experts module does to its projections, found by trying; None: no kernel has it."""
     limit, alpha = getattr(experts, "limit", None), float(getattr(experts, "alpha", None) or 1.702)
     candidates = [Gate("silu"), Gate("gelu_tanh")]

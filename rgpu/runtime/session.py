@@ -12,9 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rgpu.checkpoint.plain import Quantizer
 from rgpu.errors import InputError
-from rgpu.kernels.compute_cpu import CpuCompute
 from rgpu.memory.process import peak_rss_bytes, rss_anon_bytes
 from rgpu.memory.slot_pool import SlotPool
+from rgpu.quant.layout import SlotLayout
 from rgpu.replay.controller import Controller
 from rgpu.runtime.architecture import Architecture, read_architecture
 from rgpu.runtime.compute import EventCompute, FloatCompute, SlotCompute
@@ -29,9 +29,10 @@ from rgpu.traces.recorder import TraceRecorder
 from rgpu.traces.storage import load_trace
 from rgpu.traces.trace import DECODE, Trace
 from rgpu.transfer.host import HostTransfer
-from rgpu.types import MoEShape, RoutingEvent
+from rgpu.types import Gate, MoEShape, RoutingEvent
 
 ControllerFactory = Callable[[MoEShape], Controller]
+Kernel = Callable[[SlotLayout, Gate, int], Any]  # (layout, gate, threads) -> an ExpertCompute with `wave` and `finish`
 
 
 class OffloadSession:
@@ -43,12 +44,13 @@ class OffloadSession:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, architecture: Architecture,
         store: ExpertStore, make_controller: ControllerFactory, *, hidden: bool = False, record: bool = True,
-        handler: str = FETCH, threads: int | None = None,
+        handler: str = FETCH, threads: int | None = None, kernel: Kernel | None = None,
     ) -> None:  # fmt: skip
         self.model = model
         self.tokenizer = tokenizer
         self.architecture = architecture
         self.store = store
+        self._kernel = kernel
         self._anon_before = rss_anon_bytes()
         self._stack = ExitStack()
         self._trace: Trace | None = None
@@ -66,15 +68,16 @@ class OffloadSession:
     def open(
         cls, model_dir: str | Path, make_controller: ControllerFactory, *, dtype: torch.dtype = torch.float32,
         store: str = "disk", threads: int | None = None, hidden: bool = False, record: bool = True,
-        cache: Path | None = None, quantize: Quantizer | None = None, handler: str = FETCH,
+        cache: Path | None = None, quantize: Quantizer | None = None, handler: str = FETCH, kernel: Kernel | None = None,
     ) -> "OffloadSession":  # fmt: skip
         """Opens the model in `model_dir`; the first time, its experts are converted to a store.
 
         Float checkpoints are held in `dtype`, or rounded to the storage format `quantize`; quantised ones stay as they are
         (`dtype` is then that of the rest of the model). `make_controller(shape)` builds the controller, each time anew (the
         first one only compiles). `store`: "disk" (memory-mapped) or "ram". `handler`: how misses are served (see
-        `PoolExecutor`). `hidden`: events and the recorded trace carry the router's input, which some policies and predictors
-        read. `threads`: torch's, and those of the experts, while open. `cache`: folder of stores, by default `cache_folder()`.
+        `PoolExecutor`). `kernel` computes quantised experts (`rgpu.kernels.compute_cpu.CpuCompute`). `hidden`: events and the
+        recorded trace carry the router's input, which some policies and predictors read. `threads`: torch's, and those of
+        the experts, while open. `cache`: folder of stores, by default `cache_folder()`.
         Raises `InputError` for models that are missing, broken, not Mixture-of-Experts or of an unsupported layout.
         """
         folder, anon_before = Path(model_dir), rss_anon_bytes()
@@ -86,7 +89,7 @@ class OffloadSession:
         model = load_dense(folder, architecture, dtype, cache)
         session = cls(
             model, load_tokenizer(folder), architecture, experts, make_controller, hidden=hidden, record=record,
-            handler=handler, threads=threads,
+            handler=handler, threads=threads, kernel=kernel,
         )  # fmt: skip
         session._anon_before = anon_before
         return session
@@ -102,7 +105,7 @@ class OffloadSession:
         tracker = self._stack.enter_context(PassTracker(self.model))
         if record:
             self._record(hidden)
-        compute = event_compute(self.store, self.architecture, torch.get_num_threads())
+        compute = event_compute(self.store, self.architecture, self._kernel, torch.get_num_threads())
         executor = PoolExecutor(
             self.controller, self.pools, self.transfer, compute, lambda: tracker.current, hidden, self.store, handler
         )
@@ -189,13 +192,18 @@ def store_form(architecture: Architecture, dtype: torch.dtype, quantize: Quantiz
     )  # fmt: skip
 
 
-def event_compute(store: ExpertStore, architecture: Architecture, threads: int) -> EventCompute:
+def event_compute(store: ExpertStore, architecture: Architecture, kernel: Kernel | None, threads: int) -> EventCompute:
     """What computes the experts that `store` holds."""
     layout = store.layout
     if isinstance(layout, ExpertLayout):
         return FloatCompute(layout)
+    if kernel is None:
+        raise InputError(
+            f"cannot compute {layout.format.name} experts: got no kernel; expected one for quantised slots; open the session "
+            "with kernel=rgpu.kernels.compute_cpu.CpuCompute"
+        )
     assert architecture.gate is not None
-    return SlotCompute(CpuCompute(layout, architecture.gate, threads), store.experts)
+    return SlotCompute(kernel(layout, architecture.gate, threads), store.experts)
 
 
 def sample_event(shape: MoEShape, hidden: bool) -> RoutingEvent:

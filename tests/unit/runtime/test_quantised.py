@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rgpu.errors import InputError
+from rgpu.kernels.compute_cpu import CpuCompute
 from rgpu.policies.lru import Lru
 from rgpu.quant.formats import by_name
 from rgpu.replay.controller import Controller
@@ -26,7 +27,7 @@ def runs(folder: Path, cache: Path, **options: Any) -> list[Any]:
         with OffloadSession.open(
             folder,
             lambda shape: Controller(Lru(), shape, PoolConfig("layer", slots)),  # noqa: B023
-            cache=cache, handler=handler, threads=threads, **options,
+            cache=cache, handler=handler, threads=threads, kernel=CpuCompute, **options,
         ) as opened:  # fmt: skip
             made.append(generate(opened.model, prompts(4)))
     return made
@@ -68,6 +69,7 @@ def test_rounded_once_when_the_store_is_made(kind: str, name: str, tmp_path: Pat
         lambda shape: Controller(Lru(), shape, PoolConfig("layer", 2)),
         cache=tmp_path / "stores",
         quantize=rounding,
+        kernel=CpuCompute,
     ) as opened:
         stock = load_dequantised(folder, opened.architecture, opened.store, torch.float32)
     check(made, generate(stock, prompts(4)))
@@ -76,6 +78,15 @@ def test_rounded_once_when_the_store_is_made(kind: str, name: str, tmp_path: Pat
 def test_experts_whose_activation_no_kernel_has(tmp_path: Path) -> None:
     folder = build("olmoe", tmp_path / "m", hidden_act="relu")
     with pytest.raises(InputError, match="activation"):
+        OffloadSession.open(
+            folder, lambda shape: Controller(Lru(), shape, PoolConfig("layer", 2)), quantize=by_name("int8"),  # type: ignore[arg-type]
+            cache=tmp_path / "stores",
+        )  # fmt: skip
+
+
+def test_without_a_kernel(tmp_path: Path) -> None:
+    folder = build("olmoe", tmp_path / "m")
+    with pytest.raises(InputError, match="CpuCompute"):
         OffloadSession.open(
             folder, lambda shape: Controller(Lru(), shape, PoolConfig("layer", 2)), quantize=by_name("int8"),  # type: ignore[arg-type]
             cache=tmp_path / "stores",
