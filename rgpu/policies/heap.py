@@ -18,7 +18,7 @@ HEAP_ROWS = 5
 # Rows from `at`: keys in heap order (a group's from its first key on); place + 1 of each key (negative: aside; 0: absent);
 # keys set aside; members of each group; and the book: how many are aside, and since which wave.
 ORDER, PLACE, ASIDE, COUNT, BOOK = range(5)
-WHOLE = 1 << 40
+WHOLE = 1 << 30  # above every key, and within the int32 that keys of events are
 
 
 @lean

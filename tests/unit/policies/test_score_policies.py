@@ -17,9 +17,11 @@ from rgpu.policies.class_lru import ClassLru
 from rgpu.policies.forecast_evict import ForecastEvict
 from rgpu.policies.gate_score import GateScore
 from rgpu.policies.gdsf import Gdsf
+from rgpu.policies.heap import HEAP_FROM
 from rgpu.policies.layer_aware import LayerAware
 from rgpu.policies.learned_next_use import BASE, MODEL, LearnedNextUse, fit
 from rgpu.policies.least_stale import LeastStale
+from rgpu.policies.levels import LISTS_FROM
 from rgpu.policies.lfru import Lfru
 from rgpu.policies.lfu import Lfu
 from rgpu.policies.lfu_decayed import LfuDecayed
@@ -171,10 +173,10 @@ def test_small_pools_do_what_the_model_does(
 
 
 @pytest.mark.parametrize(("policy", "model"), CASES, ids=name_of)
-@pytest.mark.parametrize("seed", [1, 2])
-def test_large_pools_use_no_scan_and_do_the_same(policy: Any, model: Any, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "slots"), [(1, LISTS_FROM - 1), (2, LISTS_FROM), (1, HEAP_FROM), (2, HEAP_FROM + 2)])
+def test_large_pools_use_no_scan_and_do_the_same(policy: Any, model: Any, seed: int, slots: int) -> None:
     trace = routed_trace(seed, tokens=70, layers=4, experts=64, top_k=4, group=1 + seed % 2, sizes=(4, 1, 2, 1))
-    same(policy, model, trace, "global", 130)
+    same(policy, model, trace, "global", slots)
 
 
 def test_a_heap_of_next_uses_makes_belady_s_choices() -> None:
