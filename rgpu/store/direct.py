@@ -105,8 +105,7 @@ class DirectStore(StoreFile):
             position, left = at + done, size - done
             if congruent and position % BLOCK == 0 and left >= BLOCK:
                 got = os.preadv(descriptor, [out[done : done + left // BLOCK * BLOCK].data], position)
-                got -= got % BLOCK  # so that what follows begins at a border; less only at the file's end
-                if got:
+                if got:  # any part of it: the next block then goes the other way, up to a border
                     done += got
                     continue
             bounce = self._bounce()

@@ -82,8 +82,9 @@ class ExpertStore(StoreFile):
     @cached_property
     def rows_SB(self) -> torch.Tensor:
         """uint8 [L * E, stride], read-only: every expert's buffer, where it is."""
+        held = self._bytes  # taken before the look at whether it is closed: see `close`
         self.check()
-        rows = self._bytes[DATA_START:].reshape(-1, self.layout.stride)
+        rows = held[DATA_START:].reshape(-1, self.layout.stride)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of memory that must not be written to
             return torch.from_numpy(rows)
@@ -102,9 +103,10 @@ class ExpertStore(StoreFile):
 
     def buffer(self, key: ExpertKey) -> np.ndarray:
         """uint8 [layout.nbytes], read-only, of one expert, where it is."""
+        held = self._bytes  # taken before the look at whether it is closed: see `close`
         self.check()
         start = self.offset(key)
-        return self._bytes[start : start + self.layout.nbytes]
+        return held[start : start + self.layout.nbytes]
 
     def read_into(self, key: ExpertKey, out: np.ndarray, start: int = 0) -> None:
         """See `ExpertSource`."""
@@ -113,7 +115,7 @@ class ExpertStore(StoreFile):
 
     def close(self) -> None:
         """Lets go of the mapping (it ends with the last view of it)."""
-        self._gone = True
+        self._gone = True  # before the bytes go
         self.__dict__.pop("rows_SB", None)
         self._bytes = np.zeros(0, np.uint8)
         super().close()

@@ -158,7 +158,7 @@ class HostTransfer:
         if not copy.urgent:
             copy.urgent = True
             self._counts.promoted += 1
-            self._demand.appendleft(copy)  # its other entry is passed over
+            self._demand.appendleft(copy)  # its other entry does no harm
             self._work.notify()
 
     def _check(self) -> None:
@@ -207,8 +207,8 @@ class HostTransfer:
         blocked, found = [], None
         while queue and found is None:
             copy = queue.popleft()
-            if self._last.get((copy.pool, copy.slot)) is not copy or copy.running:
-                continue  # superseded, complete, or a second entry
+            if self._last.get((copy.pool, copy.slot)) is not copy:
+                continue  # superseded, cancelled or complete
             if (copy.pool, copy.slot) in self._writing:
                 blocked.append(copy)
             else:

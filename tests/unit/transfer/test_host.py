@@ -74,6 +74,15 @@ def test_demand_overtakes_what_is_ahead_and_has_not_begun() -> None:
         assert (counts.queued, counts.cancelled) == (0, 0)
 
 
+def test_copies_on_demand_keep_their_order_in_pieces() -> None:
+    with Rig(permits=0, chunk_bytes=100) as rig:
+        for number in range(3):
+            rig.transfer.submit(expert(number), 0, number)
+        rig.finish()
+        starts = range(0, NBYTES, 100)
+        assert rig.source.pieces == [(number, start) for number in range(3) for start in starts]
+
+
 def test_demand_overtakes_between_pieces() -> None:
     with Rig(permits=0, chunk_bytes=100) as rig:
         rig.transfer.submit(expert(1), 0, 0, ahead=True)
@@ -230,6 +239,7 @@ def test_close_ends_a_wait() -> None:
 
     for slot in (0, 1):
         rig.transfer.submit(expert(slot), 0, slot)
+    rig.source.began(1)
     waiter = threading.Thread(target=wait)
     waiter.start()
     closer = threading.Thread(target=rig.transfer.close)
