@@ -43,7 +43,7 @@ class SlotPool:
         start = -raw.data_ptr() % _PAGE
         self.buffer = raw[start : start + self.nbytes].view(rows, layout.stride)
         self._last = [0] * rows  # ticket of the last copy queued
-        self._done = [0] * rows  # the same once it has finished
+        self._done = [0] * rows  # of the last that ended
         self._pinned = [False] * rows
         self._key: list[ExpertKey | None] = [None] * rows
         self._lock = threading.Lock()
@@ -84,8 +84,7 @@ class SlotPool:
     def _settle(self, slot: int, ticket: int) -> None:
         if not self._done[slot] < ticket <= self._last[slot]:
             raise ConsistencyError(f"copy {ticket} into slot {slot} ended that was never queued, or twice")
-        if ticket == self._last[slot]:
-            self._done[slot] = ticket
+        self._done[slot] = ticket
 
     def pin(self, slot: int, key: ExpertKey) -> None:
         """A computation reads `key`, which must be READY, from row `slot` of `buffer` until `unpin`."""

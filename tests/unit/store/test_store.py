@@ -59,6 +59,7 @@ def write(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
 
 def matches(store: ExpertStore, dtype: torch.dtype) -> bool:
     expected = weights()
+    assert isinstance(store.layout, ExpertLayout)
     for at, layer in enumerate(LAYERS):
         for e in range(E):
             row = torch.from_numpy(store.buffer(ExpertKey(at, e)).copy())
