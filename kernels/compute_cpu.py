@@ -19,6 +19,7 @@ from rgpu.kernels.cpu.multiply import TILE, kernel
 from rgpu.quant.layout import SlotLayout
 from rgpu.types import Gate
 
+ALONE = 1 << 19  # weights: fewer are multiplied sooner than another thread is woken
 Tile = tuple[int, int, int]  # address of a slot; the first of its pairs in the list of pairs, and how many
 Places = tuple[int, int, int, int]  # addresses of x and of the list of its rows, of y and of the list of its rows
 
@@ -26,10 +27,11 @@ Places = tuple[int, int, int, int]  # addresses of x and of the list of its rows
 class CpuCompute:
     """`ExpertCompute` without unpacking: weights are decoded in registers and multiplied in float32.
 
-    `threads` (1 where None) share the output rows of every expert; results are the same bit for bit with any number of
-    them, in any slots and beside any other tokens. Kernels are compiled at first use, for the layout at hand. Torch's own
-    threads play no part. A format without a decoder, tensors on another device, or an x86 processor without AVX2, FMA and
-    F16C: `InputError`. Not for several threads at a time: what a `wave` computed waits in the object.
+    `threads` (1 where None; the caller's is one of them) share the output rows of every expert where there is enough to do;
+    results are the same bit for bit with any number of them, in any slots and beside any other tokens. Kernels are compiled
+    at first use, for the layout at hand. Torch's own threads play no part. A format without a decoder, tensors on another
+    device, or an x86 processor without AVX2, FMA and F16C: `InputError`. Not for several threads at a time: what a `wave`
+    computed waits in the object.
     """
 
     def __init__(self, layout: SlotLayout, gate: Gate, threads: int | None = None) -> None:
@@ -38,7 +40,7 @@ class CpuCompute:
         self.layout = layout
         self.gate = gate
         self.threads = threads or 1
-        self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
+        self._pool = ThreadPoolExecutor(self.threads - 1) if self.threads > 1 else None
         self._matrices = {name: matrix_of(layout, name) for name in ("gate_up", "down")}
         for matrix in self._matrices.values():
             decoder_of(matrix.format)
@@ -56,12 +58,16 @@ class CpuCompute:
         """Computes the pairs whose slot is not -1 and keeps their outputs until `finish`; each pair belongs to one wave."""
         if x_TD.device.type != "cpu":
             raise InputError(f"CPU experts: got tensors on {x_TD.device}; expected them on the CPU")
-        check_call(self.layout, x_TD, slots_SB, slot_TK, weight_TK)
+        check_call(self.layout, x_TD, slots_SB, slot_TK, weight_TK, read_slots=False)
         tokens, top_k = slot_TK.shape
         pairs: dict[int, list[int]] = {}
         for pair, slot in enumerate(slot_TK.flatten().tolist()):
             if slot >= 0:
                 pairs.setdefault(slot, []).append(pair)
+            elif slot < -1:
+                check_call(self.layout, x_TD, slots_SB, slot_TK, weight_TK)
+        if pairs and max(pairs) >= len(slots_SB):
+            check_call(self.layout, x_TD, slots_SB, slot_TK, weight_TK)
         tiles: list[Tile] = []
         pair_rows = array("i")
         for slot, same in pairs.items():
@@ -92,19 +98,21 @@ class CpuCompute:
         """Every tile's rows times the matrix `name` of its slot, each thread a share of the output columns."""
         matrix = self._matrices[name]
         calls = {count: kernel(matrix, count, gate).call for count in {count for _, _, count in tiles}}
-        ready = _numbers(self.threads, self._room)
+        threads = self.threads if len(tiles) * matrix.rows * matrix.cols >= ALONE else 1
+        ready = _numbers(threads, self._room)
 
         def share(thread: int) -> None:
-            first, last = (matrix.rows * t // self.threads for t in (thread, thread + 1))
+            first, last = (matrix.rows * t // threads for t in (thread, thread + 1))
             (x, x_rows, y, y_rows), room = places, ready[thread].data_ptr()
             for slot, k, count in tiles:
                 calls[count](slot, x, x_rows + 4 * k, y, y_rows + 4 * k, room, first, last)
 
-        if self._pool is None:
+        if self._pool is None or threads == 1:
             share(0)
         else:
-            running = [self._pool.submit(share, thread) for thread in range(self.threads)]
+            running = [self._pool.submit(share, thread) for thread in range(1, threads)]
             try:
+                share(0)
                 for one in running:
                     one.result()
             finally:

@@ -138,13 +138,17 @@ class Controller:
         ids_TK = np.ascontiguousarray(event.experts_TK, np.int16)
         tokens, k = ids_TK.shape
         weights_TK = np.zeros((0, k), np.float32) if event.weights_TK is None else event.weights_TK
-        room = min(tokens * k, self.shape.experts)
-        keys, mass = np.empty(room, np.int32), np.empty(room, np.float32)
-        touch = np.empty(room if self._reverse else 0, np.int32)
-        n, _ = union_of(ids_TK, weights_TK, self.shape.experts, MISSING, self._reverse, self._stamp, self._mark,
-                        self._mass, self._where, keys, mass, touch)  # fmt: skip
-        self._stamp += 3
-        experts, keys = keys[:n].copy(), keys[:n] + np.int32(self.layout.base[event.layer])
+        if tokens == 1 and len(set(ids_TK[0].tolist())) == k:
+            n, (experts, mass, touch) = k, union_of_one(ids_TK[0], weights_TK, self._reverse)
+        else:
+            room = min(tokens * k, self.shape.experts)
+            experts, mass = np.empty(room, np.int32), np.empty(room, np.float32)
+            touch = np.empty(room if self._reverse else 0, np.int32)
+            n, _ = union_of(ids_TK, weights_TK, self.shape.experts, MISSING, self._reverse, self._stamp, self._mark,
+                            self._mass, self._where, experts, mass, touch)  # fmt: skip
+            self._stamp += 3
+            experts = experts[:n].copy()
+        keys = experts + np.int32(self.layout.base[event.layer])
         feature = np.zeros((1, 0), np.float32)
         if self.feature:
             feature = event_feature(self.feature, ids_TK, weights_TK, event.hidden_TD, event.logits_TE,
@@ -220,9 +224,20 @@ class Controller:
             self.log.append((layer, number, kind, *row))
 
 
+def union_of_one(ids_K: np.ndarray, weights_TK: np.ndarray, reverse: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What `union_of` gives for one token with k different experts, several times as fast: (keys, mass, touch)."""
+    k = len(ids_K)
+    mass = weights_TK[0].astype(np.float32) if len(weights_TK) else np.zeros(k, np.float32)
+    touch = np.arange(k - 1, -1, -1, dtype=np.int32) if reverse else np.zeros(0, np.int32)
+    return ids_K.astype(np.int32), mass, touch
+
+
 def split_waves(codes: np.ndarray, slots: np.ndarray, staging: int) -> Iterator[np.ndarray]:
     """Members served together, as index arrays. A load whose slot is taken within the current wave begins the next one:
     the loop reuses a slot only when every resident of the wave has been served."""
+    if len(codes) and codes.max() < 0 and not (codes == BYPASS).any():
+        yield np.arange(len(codes))
+        return
     wave = [int(i) for i in np.flatnonzero((codes != BYPASS) & (codes < 0))]
     taken = {int(slots[i]) for i in wave}
     for i in np.flatnonzero(codes >= 0):

@@ -104,8 +104,10 @@ class PoolExecutor:
     def _compute_wave(self, decision: Decision, wave: np.ndarray, slots: list[int]) -> None:
         """Members that are there are computed while the others are copied; these as they arrive, in order."""
         pool = self.pools[decision.pool]
-        there = [(i, s) for i, s in zip(wave.tolist(), slots, strict=True) if pool.state(s) is CopyState.READY]
-        rest = [(i, s) for i, s in zip(wave.tolist(), slots, strict=True) if (i, s) not in there]
+        there: list[tuple[int, int]] = []
+        rest: list[tuple[int, int]] = []
+        for member in zip(wave.tolist(), slots, strict=True):
+            (there if pool.state(member[1]) is CopyState.READY else rest).append(member)
         for some in [there, *([one] for one in rest)]:
             if some:
                 for _, slot in some:
@@ -159,5 +161,5 @@ def in_time(loads: list[Decision], pool: int) -> tuple[list[Decision], list[Deci
 
 def _as_stored(values: torch.Tensor) -> np.ndarray:
     """float32 values as a trace stores them: clipped to and rounded to float16."""
-    stored: np.ndarray = values.detach().clamp(-_F16_MAX, _F16_MAX).to(torch.float16).float().cpu().numpy()
-    return stored
+    exact = values.detach().float().cpu().numpy()
+    return np.clip(exact, -_F16_MAX, _F16_MAX).astype(np.float16).astype(np.float32)
