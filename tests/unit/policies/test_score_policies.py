@@ -26,6 +26,7 @@ from rgpu.policies.lfru import Lfru
 from rgpu.policies.lfu import Lfu
 from rgpu.policies.lfu_decayed import LfuDecayed
 from rgpu.policies.lfu_perfect import LfuPerfect
+from rgpu.policies.loop import COUNTS, DEMAND, DROPPED, FILL, HIT, KEPT, PREFETCH, PREFETCH_BUSY, PREFETCH_HIT
 from rgpu.policies.lru import Lru
 from rgpu.policies.random import Random
 from rgpu.policies.reuse import reuse_samples
@@ -177,6 +178,75 @@ def test_small_pools_do_what_the_model_does(
 def test_large_pools_use_no_scan_and_do_the_same(policy: Any, model: Any, seed: int, slots: int) -> None:
     trace = routed_trace(seed, tokens=70, layers=4, experts=64, top_k=4, group=1 + seed % 2, sizes=(4, 1, 2, 1))
     same(policy, model, trace, "global", slots)
+
+
+def run_ahead(model: Model, events: list[tuple[int, Event]], slots: int) -> list[tuple[bool, int]]:
+    """(resident before, victim) of each member; kinds other than DEMAND load ahead of need and are no uses."""
+    out, pinned = [], set()  # type: list[tuple[bool, int]], set[int]
+    free = list(range(slots))[::-1]
+    for kind, (layer, members, scores) in events:
+        present = [k for k in members if k in model.slot]
+        pinned = set(present) | (pinned if kind == PREFETCH_BUSY else set())
+        if kind == DEMAND:
+            model.event += 1
+            model.layer = layer
+            model.begin(members, scores)
+        for key in members:
+            if key in present:
+                out.append((True, -1))
+                continue
+            gone = -1
+            if not free:
+                if pinned >= set(model.slot):
+                    if kind != DEMAND:
+                        out.append((False, -2))
+                        continue
+                    pinned = set()
+                gone = min((k for k in model.slot if k not in pinned), key=lambda k: (model.score(k), model.slot[k]))
+                model.evicted(gone)
+                free.append(model.slot.pop(gone))
+            out.append((False, gone))
+            model.slot[key] = free.pop()
+            model.clock += 1
+            pinned.add(key)
+            model.placed(key)
+            model.last[key] = model.clock
+        for key in members if kind == DEMAND else ():
+            model.clock += 1
+            if key in model.slot:
+                model.touched(key, key in present)
+                model.last[key] = model.clock
+    return out
+
+
+@pytest.mark.parametrize(("policy", "model"), [c for c in CASES if not c[0].traits.needs_future], ids=name_of)
+@pytest.mark.parametrize("slots", [6, LISTS_FROM, HEAP_FROM])
+def test_what_is_loaded_ahead_is_placed_and_given_up_as_the_model_says(policy: Any, model: Any, slots: int) -> None:
+    trace = routed_trace(slots, tokens=70, layers=4, experts=64, top_k=4, sizes=(4, 1, 2, 1))
+    rng, seen, events = np.random.default_rng(slots), set(), []  # type: Any, set[int], list[tuple[int, Event]]
+    for event in pool_events(trace, "global")[0]:
+        events.append((DEMAND, event))
+        seen |= set(event[1])
+        if rng.random() < 0.6:
+            ahead = rng.permutation(sorted(seen))[: int(rng.integers(1, 9))].tolist()
+            events.append((int(rng.choice([PREFETCH, PREFETCH_BUSY, FILL])), (0, ahead, np.zeros(64))))
+    layout = lay_out(PoolConfig(scope="global", slots=slots), policy, trace.shape)
+    m, f, _ = initial_state(layout, policy, trace.shape, "", 0, trace, 0)
+    offs = np.cumsum([0, *(len(e[1]) for _, e in events)]).astype(np.int64)
+    flat = np.array([k for _, e in events for k in e[1]], np.int32)
+    codes, victims = np.empty(len(flat), np.int32), np.empty(len(flat), np.int32)
+    features = (
+        np.array([e[2] for _, e in events], np.float32) if policy.traits.feature else np.zeros((1, 0), np.float32)
+    )
+    policy.run(m, f, np.zeros(len(events), np.int32), np.array([k for k, _ in events], np.int8), offs, flat,
+               np.zeros(len(flat), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int32), features,
+               codes, victims, np.zeros(COUNTS, np.int64), np.zeros((0, 4), np.int64))  # fmt: skip
+    ours = [
+        (int(c) in (HIT, KEPT, PREFETCH_HIT), -2 if c == DROPPED else int(v))
+        for c, v in zip(codes, victims, strict=True)
+    ]
+    one = model(64, 4, **facts_of(policy, trace, "global", slots, 0))
+    assert ours == run_ahead(one, events, slots)
 
 
 def test_a_heap_of_next_uses_makes_belady_s_choices() -> None:
