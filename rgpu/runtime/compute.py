@@ -4,7 +4,8 @@ over quantised slots.
 Legend: T tokens, D hidden size, K top-k, N rows of one expert, S rows of a buffer, B bytes of a row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from rgpu.runtime.experts import PooledExperts
 from rgpu.store.layout import ExpertLayout, ExpertWeights
 
+ALONE = 1 << 18  # weights: fewer are multiplied with one row sooner than torch's threads are woken
 Members = Sequence[tuple[int, int]]  # (expert, row of the buffer that holds it)
 
 
@@ -30,6 +32,17 @@ class EventCompute(Protocol):
     def finish(self) -> torch.Tensor: ...
 
 
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many threads of torch in here (a setting of the calling thread; changing it takes less than a microsecond)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class FloatCompute:
     """Bit-identical to transformers' `eager` experts on the same device: the same operations on the same groups of rows
     (an expert sees all its rows in one call), the outputs summed in ascending order of experts."""
@@ -37,6 +50,8 @@ class FloatCompute:
     def __init__(self, layout: ExpertLayout) -> None:
         self.layout = layout
         self._views: dict[tuple[int, int], ExpertWeights] = {}
+        # in float32 the number of threads may change the last bits of a product, here and in the model's eager forward
+        self._small = layout.dtype.itemsize < 4 and 2 * layout.intermediate * layout.hidden <= ALONE
 
     def begin(
         self, module: PooledExperts, x_TD: torch.Tensor, experts_TK: np.ndarray, weights_TK: torch.Tensor
@@ -50,6 +65,13 @@ class FloatCompute:
 
     def members(self, rows_SB: torch.Tensor, members: Members) -> None:
         """See `EventCompute`."""
+        if self._one and self._small:
+            with threads(1):
+                self._compute(rows_SB, members)
+        else:
+            self._compute(rows_SB, members)
+
+    def _compute(self, rows_SB: torch.Tensor, members: Members) -> None:
         for expert, row in members:
             weights, token_N = self._of(rows_SB, row), None
             if self._one:  # nothing to gather: the token is every expert's only row
