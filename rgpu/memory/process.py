@@ -2,6 +2,7 @@
 
 import resource
 import sys
+import threading
 from pathlib import Path
 
 
@@ -13,10 +14,37 @@ def peak_rss_bytes() -> int:
 
 def rss_anon_bytes() -> int:
     """Private memory resident now: what is not backed by a file and cannot be dropped by the kernel."""
-    status = Path("/proc/self/status")
-    if not status.exists():
+    try:
+        resident, shared = Path("/proc/self/statm").read_text().split()[1:3]
+    except OSError:
         return 0
-    for line in status.read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    return (int(resident) - int(shared)) * resource.getpagesize()
+
+
+class PeakMemory:
+    """The largest `rss_anon_bytes` while it is open, looked at every `every_s` seconds by a thread of its own."""
+
+    def __init__(self, every_s: float = 0.005) -> None:
+        self.every_s = every_s
+        self.nbytes = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="rgpu-memory", daemon=True)
+
+    def look(self) -> int:
+        """Look once; -> the peak so far."""
+        self.nbytes = max(self.nbytes, rss_anon_bytes())
+        return self.nbytes
+
+    def _run(self) -> None:
+        while not self._done.wait(self.every_s):
+            self.look()
+
+    def __enter__(self) -> "PeakMemory":
+        self.look()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self.look()

@@ -29,6 +29,7 @@ from rgpu.policies.policy import Policy, runner
 from rgpu.replay.engine import LogEntry
 from rgpu.replay.events import TOUCH_ORDERS, union_of
 from rgpu.replay.features import event_feature
+from rgpu.replay.hot_start import hot_keys
 from rgpu.replay.pool import PoolConfig, initial_state, lay_out
 from rgpu.types import MoEShape, RoutingEvent
 
@@ -59,13 +60,14 @@ class Controller:
     """Holds a policy's state for one model; `start` once, then `observe` and `ahead` for every event in order.
 
     `feature` says what recorded inputs the policy may use ("hidden", "router", "routing" or ""); by default what its
-    traits ask for. `keep_log` collects every decision as `log`, comparable with `replay(..., log=True).log`.
+    traits ask for. `uses_LE` (a hot profile) fills the pools before the first event. `keep_log` collects every decision as
+    `log`, comparable with `replay(..., log=True).log`.
     """
 
     def __init__(
         self, policy: Policy, shape: MoEShape, pool: PoolConfig, *, predictor: Predictor | None = None,
         planner: Planner | None = None, calibration: Any = None, seed: int = 0, touch_order: str = "rank",
-        feature: str | None = None, keep_log: bool = True,
+        feature: str | None = None, keep_log: bool = True, uses_LE: np.ndarray | None = None,
     ) -> None:  # fmt: skip
         if policy.traits.needs_future:
             raise InputError(
@@ -80,6 +82,14 @@ class Controller:
         self.feature = policy.traits.feature if feature is None else feature
         width = {"": 0, "hidden": shape.hidden}.get(self.feature, shape.experts)
         self._m, self._f, self._fill = initial_state(self.layout, policy, shape, self.feature, width, calibration, seed)
+        self.warm = uses_LE is not None
+        if uses_LE is not None:
+            if any(len(keys) for keys in self._fill):
+                raise InputError(
+                    f"profile: got one for the policy {policy.name}, which fills the pools itself; expected a policy that "
+                    "starts empty, such as lru; leave profile out"
+                )
+            self._fill = hot_keys(uses_LE, self.layout)
         self._run, self._reverse = runner(policy), touch_order == "reverse_rank"
         self.counts = np.zeros(COUNTS, np.int64)
         self.log: list[LogEntry] = []
@@ -120,6 +130,14 @@ class Controller:
         """bool [L, E]: what is logically resident now."""
         where = self._m[:, SLOT_OF, : self.layout.keys]  # pools of consecutive layers, layer by layer
         return (where >= 0).reshape(self.shape.layers, self.shape.experts)
+
+    def uses_LE(self) -> np.ndarray:
+        """int64 [L, E]: events that used each expert so far, from the log (all zero without one)."""
+        uses_LE = np.zeros((self.shape.layers, self.shape.experts), np.int64)
+        for layer, _, kind, keys, _, _ in self.log:
+            if kind == DEMAND:
+                uses_LE[layer, np.asarray(keys, np.int64) - int(self.layout.base[layer])] += 1
+        return uses_LE
 
     def occupants(self, pool: int) -> np.ndarray:
         """int64 [slots]: the key in each slot that keeps experts (-1: empty)."""

@@ -16,7 +16,7 @@ from rgpu.policies.loop import PREFETCH
 from rgpu.replay.controller import Controller, Decision
 from rgpu.runtime.compute import EventCompute
 from rgpu.runtime.experts import PooledExperts
-from rgpu.store.expert_store import ExpertStore
+from rgpu.store.source import ExpertSource
 from rgpu.traces.passes import PassInfo
 from rgpu.types import ExpertKey, RoutingEvent
 
@@ -34,7 +34,7 @@ class PoolExecutor:
 
     def __init__(
         self, controller: Controller, pools: list[SlotPool], transfer: TransferEngine, compute: EventCompute,
-        rows_of_pass: Callable[[], PassInfo | None], hidden: bool, store: ExpertStore | None = None, handler: str = FETCH,
+        rows_of_pass: Callable[[], PassInfo | None], hidden: bool, store: ExpertSource | None = None, handler: str = FETCH,
     ) -> None:  # fmt: skip
         if handler not in HANDLERS:
             raise InputError(f"pool.miss: got {handler!r}; expected one of {', '.join(HANDLERS)}")

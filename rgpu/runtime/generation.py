@@ -107,9 +107,9 @@ def compare_with_replay(
 ) -> dict[str, Any]:
     """Replay a live run's own trace: whether every code and victim of every decision agrees.
 
-    Without a predictor the bulk replay decides again, else `fresh`, a controller built as the live one was.
+    Without a predictor or a hot profile the bulk replay decides again, else `fresh`, a controller built as the live one was.
     """
-    if live.predictor is None and live.feature == live.policy.traits.feature:
+    if live.predictor is None and not live.warm and live.feature == live.policy.traits.feature:
         again = replay(trace, live.policy, pool, calibration=calibration, seed=seed, log=True)
         log, hits = again.log, again.hits
     else:

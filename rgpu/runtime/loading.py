@@ -14,8 +14,8 @@ from rgpu.quant.layout import SlotLayout
 from rgpu.runtime.architecture import Architecture
 from rgpu.runtime.experts import refuse_to_save, without_experts
 from rgpu.store.convert import dense_checkpoint
-from rgpu.store.expert_store import ExpertStore
 from rgpu.store.layout import ExpertLayout, ExpertWeights
+from rgpu.store.source import ExpertSource
 from rgpu.traces.moe_layers import moe_layers
 from rgpu.types import ExpertKey
 
@@ -48,7 +48,7 @@ def load_resident(model_dir: Path, architecture: Architecture, dtype: torch.dtyp
 
 
 def load_dequantised(
-    model_dir: Path, architecture: Architecture, store: ExpertStore, dtype: torch.dtype, cache: Path | None = None
+    model_dir: Path, architecture: Architecture, store: ExpertSource, dtype: torch.dtype, cache: Path | None = None
 ) -> PreTrainedModel:
     """The stock model, all experts in memory as the numbers that the quantised `store` holds for them: what a quantised run
     is compared with."""

@@ -1,6 +1,7 @@
 """`OffloadSession`: a transformers model that generates while its experts live in a store and run from a slot pool."""
 
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,9 +21,11 @@ from rgpu.runtime.architecture import Architecture, read_architecture
 from rgpu.runtime.compute import EventCompute, FloatCompute, SlotCompute
 from rgpu.runtime.executor import FETCH, PoolExecutor
 from rgpu.runtime.loading import load_dense, load_tokenizer
-from rgpu.store.convert import StoreForm, open_store
-from rgpu.store.expert_store import ExpertStore
+from rgpu.runtime.telemetry import Telemetry
+from rgpu.store.convert import StoreForm, converted
 from rgpu.store.layout import ExpertLayout
+from rgpu.store.source import ExpertSource
+from rgpu.store.tiers import open_source
 from rgpu.traces.moe_layers import moe_layers
 from rgpu.traces.passes import PassTracker
 from rgpu.traces.recorder import TraceRecorder
@@ -43,14 +46,16 @@ class OffloadSession:
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, architecture: Architecture,
-        store: ExpertStore, make_controller: ControllerFactory, *, hidden: bool = False, record: bool = True,
-        handler: str = FETCH, threads: int | None = None, kernel: Kernel | None = None,
+        store: ExpertSource, make_controller: ControllerFactory, *, hidden: bool = False, record: bool = True,
+        handler: str = FETCH, threads: int | None = None, kernel: Kernel | None = None, telemetry: Telemetry | None = None,
     ) -> None:  # fmt: skip
         self.model = model
         self.tokenizer = tokenizer
         self.architecture = architecture
         self.store = store
         self._kernel = kernel
+        self.telemetry = Telemetry() if telemetry is None else telemetry
+        self.startup: dict[str, float] = {}
         self._anon_before = rss_anon_bytes()
         self._stack = ExitStack()
         self._trace: Trace | None = None
@@ -69,29 +74,39 @@ class OffloadSession:
         cls, model_dir: str | Path, make_controller: ControllerFactory, *, dtype: torch.dtype = torch.float32,
         store: str = "disk", threads: int | None = None, hidden: bool = False, record: bool = True,
         cache: Path | None = None, quantize: Quantizer | None = None, handler: str = FETCH, kernel: Kernel | None = None,
+        ram_experts: int = 0, checked: bool = False, telemetry: Telemetry | None = None,
     ) -> "OffloadSession":  # fmt: skip
         """Opens the model in `model_dir`; the first time, its experts are converted to a store.
 
         Float checkpoints are held in `dtype`, or rounded to the storage format `quantize`; quantised ones stay as they are
         (`dtype` is then that of the rest of the model). `make_controller(shape)` builds the controller, each time anew (the
-        first one only compiles). `store`: "disk" (memory-mapped) or "ram". `handler`: how misses are served (see
-        `PoolExecutor`). `kernel` computes quantised experts (`rgpu.kernels.compute_cpu.CpuCompute`). `hidden`: events and the
-        recorded trace carry the router's input, which some policies and predictors read. `threads`: torch's, and those of
-        the experts, while open. `cache`: folder of stores, by default `cache_folder()`.
+        first one only compiles). `store`: see `open_source`, as are `ram_experts` and `checked`. `handler`: how misses are
+        served (see `PoolExecutor`). `kernel` computes quantised experts (`rgpu.kernels.compute_cpu.CpuCompute`). `hidden`:
+        events and the recorded trace carry the router's input, which some policies and predictors read. `threads`: torch's,
+        and those of the experts, while open. `cache`: folder of stores, by default `cache_folder()`.
         Raises `InputError` for models that are missing, broken, not Mixture-of-Experts or of an unsupported layout.
         """
         folder, anon_before = Path(model_dir), rss_anon_bytes()
         architecture = read_architecture(folder)
-        experts = open_store(folder, store_form(architecture, dtype, quantize), store, cache)
+        began_s = time.perf_counter()
+        path = converted(folder, store_form(architecture, dtype, quantize), cache)
+        converted_s = time.perf_counter()
+        experts = open_source(path, store, ram_experts=ram_experts, checked=checked)
         layout = experts.layout
         if odd := architecture.differs_from(experts.layer_ids, experts.experts, layout.intermediate, layout.hidden):
             raise InputError(f"cannot run {folder}: {odd}; use weights and config of one model")
+        opened_s = time.perf_counter()
         model = load_dense(folder, architecture, dtype, cache)
+        loaded_s = time.perf_counter()
         session = cls(
             model, load_tokenizer(folder), architecture, experts, make_controller, hidden=hidden, record=record,
-            handler=handler, threads=threads, kernel=kernel,
+            handler=handler, threads=threads, kernel=kernel, telemetry=telemetry,
         )  # fmt: skip
         session._anon_before = anon_before
+        session.startup = {
+            "convert_s": converted_s - began_s, "open_store_s": opened_s - converted_s, "dense_s": loaded_s - opened_s,
+            "fill_s": time.perf_counter() - loaded_s,
+        }  # fmt: skip
         return session
 
     def _begin(self, make_controller: ControllerFactory, hidden: bool, record: bool, handler: str) -> None:
@@ -100,7 +115,7 @@ class OffloadSession:
         self.controller = make_controller(self.shape)
         rows = [slots + self.controller.staging for slots in self.controller.slots]
         self.pools = [SlotPool(self.store.layout, count) for count in rows]
-        self.transfer = HostTransfer(self.store, self.pools)
+        self.transfer = HostTransfer(self.store, self.pools, observer=self.telemetry.observe)
         self._stack.callback(self.transfer.close)
         tracker = self._stack.enter_context(PassTracker(self.model))
         if record:
@@ -112,6 +127,10 @@ class OffloadSession:
         for index, layer in enumerate(moe_layers(self.model)):
             layer.experts.layer, layer.experts.run = index, executor
             self._stack.callback(setattr, layer.experts, "run", None)
+        for pool, slots in enumerate(self.controller.slots):
+            for slot in range(slots):
+                self.transfer.wait(pool, slot)  # the initial fill
+        self.telemetry.attach(self.model, self.controller, self.transfer, self._stack)
 
     def _record(self, hidden: bool) -> None:
         folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="rgpu-trace-"))
@@ -158,7 +177,7 @@ class OffloadSession:
             "pool_bytes": sum(pool.nbytes for pool in self.pools),
             "dense_bytes": sum(dense.values()),
             "store_mapped_bytes": self.store.mapped_bytes,
-            "store_ram_bytes": self.store.nbytes - self.store.mapped_bytes,
+            "store_ram_bytes": self.store.ram_bytes,
             "experts_bytes": sum(self.shape.expert_bytes) * self.shape.experts,
             "peak_rss_bytes": peak_rss_bytes(),
             "rss_anon_bytes": anon,
@@ -192,11 +211,12 @@ def store_form(architecture: Architecture, dtype: torch.dtype, quantize: Quantiz
     )  # fmt: skip
 
 
-def event_compute(store: ExpertStore, architecture: Architecture, kernel: Kernel | None, threads: int) -> EventCompute:
+def event_compute(store: ExpertSource, architecture: Architecture, kernel: Kernel | None, threads: int) -> EventCompute:
     """What computes the experts that `store` holds."""
     layout = store.layout
     if isinstance(layout, ExpertLayout):
         return FloatCompute(layout)
+    assert isinstance(layout, SlotLayout)
     if kernel is None:
         raise InputError(
             f"cannot compute {layout.format.name} experts: got no kernel; expected one for quantised slots; open the session "

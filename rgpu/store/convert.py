@@ -52,6 +52,11 @@ class StoreForm:
 
 def open_store(model_dir: Path, form: StoreForm, where: str = "disk", cache: Path | None = None) -> ExpertStore:
     """The store of the checkpoint in `model_dir`, converted on first use, found again afterwards."""
+    return ExpertStore(converted(model_dir, form, cache), where)
+
+
+def converted(model_dir: Path, form: StoreForm, cache: Path | None = None) -> Path:
+    """The store file of the checkpoint in `model_dir`, written on first use, found again afterwards."""
     source = source_hash(model_dir)
     path = (cache or cache_folder()) / f"{source[:20]}-{form.name}" / "experts.rgpu"
     if path.exists():
@@ -61,7 +66,7 @@ def open_store(model_dir: Path, form: StoreForm, where: str = "disk", cache: Pat
             path.unlink()
     if not path.exists():
         convert(model_dir, path, form, source)
-    return ExpertStore(path, where)
+    return path
 
 
 def dense_checkpoint(model_dir: Path, cache: Path | None = None) -> Path:

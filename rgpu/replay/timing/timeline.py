@@ -54,14 +54,20 @@ def timeline_events(result: TimingResult, log: DecisionLog) -> Iterator[dict[str
 
 def write_timeline(path: str | Path, result: TimingResult, log: DecisionLog) -> int:
     """Write the timeline whole or not at all; -> number of trace events. A full disk: `InputError`, nothing left."""
+    return write_events(path, timeline_events(result, log), simulated=True)
+
+
+def write_events(path: str | Path, events: Iterator[dict[str, Any]], simulated: bool) -> int:
+    """Write trace events whole or not at all; -> how many. A full disk: `InputError`, nothing left."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     count = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w") as out:
-            out.write('{"displayTimeUnit": "ms", "otherData": {"simulated": true}, "traceEvents": [\n')
-            for event in timeline_events(result, log):
+            about = json.dumps({"simulated": simulated})
+            out.write(f'{{"displayTimeUnit": "ms", "otherData": {about}, "traceEvents": [\n')
+            for event in events:
                 out.write((",\n" if count else "") + json.dumps(event))
                 count += 1
             out.write("\n]}\n")

@@ -88,7 +88,7 @@ def test_default_pool_is_a_quarter(folder: Path) -> None:
         (("max_new_tokens=500",), "at most 128"),
         (("policy=static_hot", "calibration.trace=nowhere.safetensors"), "rgpu record"),
         (("model=/nowhere",), "no model at"),
-        (("store=tape",), "disk or ram"),
+        (("store=tape",), "direct or tier"),
     ],
 )
 def test_mistakes_are_one_line(folder: Path, overrides: tuple[str, ...], message: str) -> None:
