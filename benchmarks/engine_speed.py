@@ -6,8 +6,9 @@ Prints a table and appends dated rows to benchmarks/results/engine_speed.jsonl. 
 checkpoint of Qwen3-MoE's shape (1.5 GB in bfloat16, written to a temporary folder), or any folder with a model.
 
 Decode: contestants take turns in one process, in another order every repeat. A sample is the median time of one greedy
-step (one forward pass and an argmax, batch 1) after a prompt of 8 tokens; a ratio is that of samples of one repeat. Every
-contestant has run the same text once before, so files are in the page cache for all of them. OpenMP's threads sleep while
+step (one forward pass and an argmax, batch 1) after a prompt of 8 tokens, another one each repeat; a ratio is that of samples
+of one repeat. The random model is fed tokens drawn at random: its own greedy text repeats one token, which no cache misses.
+Everyone ran once before, so files are in the page cache for all of them. OpenMP's threads sleep while
 they wait (OMP_WAIT_POLICY=PASSIVE, all contestants alike): where another process has one of the cores, threads that spin
 make a step of any contestant up to a hundred times slower, and a sample says nothing.
 
@@ -58,6 +59,7 @@ from rgpu.replay.controller import Controller
 from rgpu.replay.pool import PoolConfig
 from rgpu.results.provenance import stamp
 from rgpu.runtime.session import OffloadSession
+from rgpu.traces.moe_layers import moe_layers
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "engine_speed.jsonl"
@@ -149,46 +151,55 @@ def opened(name: str, folder: Path, work: Path, stack: ExitStack) -> Any:
 
 
 @torch.inference_mode()
-def steps(model: Any, count: int) -> Iterator[float]:
-    """Seconds of the prompt's pass, then of each greedy step."""
-    ids = torch.arange(PROMPT)[None] * 37 % model.config.vocab_size
-    cache = None
-    for _ in range(count + 1):
+def steps(model: Any, count: int, text: int = 0, drawn: bool = False) -> Iterator[float]:
+    """Seconds of the prompt's pass, then of each greedy step; `text` numbers the prompt. `drawn`: argmax is taken, but the
+    next token is one at random."""
+    draw = torch.Generator().manual_seed(text)
+    some = torch.randint(1, model.config.vocab_size, (1, PROMPT + count + 1), generator=draw)
+    cache, ids = None, some[:, :PROMPT]
+    for step in range(count + 1):
         began = time.perf_counter()
         out = model(input_ids=ids, past_key_values=cache, use_cache=True)
         cache, ids = out.past_key_values, out.logits[:, -1:].argmax(-1)
         yield time.perf_counter() - began
+        if drawn:
+            ids = some[:, PROMPT + step, None]
 
 
-def decode(names: list[str], folder: Path, work: Path, repeats: int, tokens: int) -> dict[str, list[float]]:
-    """Milliseconds of a step: one sample a repeat and contestant."""
+def decode(names: list[str], folder: Path, work: Path, repeats: int, tokens: int, drawn: bool) -> dict[str, Any]:
+    """`ms`: milliseconds of a step, one sample a repeat and contestant; `hits`: the share of expert uses that hit."""
     found: dict[str, list[float]] = {name: [] for name in names}
+    controllers: dict[str, Any] = {}
     shuffle = random.Random(0).shuffle
     with ExitStack() as stack:
         shared = None if not any(name.startswith("stock") for name in names) else stock(folder)
-        run: dict[str, Callable[[int], list[float]]] = {}
+        run: dict[str, Callable[[int, int], list[float]]] = {}
         for name in names:
             model = shared if name.startswith("stock") else opened(name, folder, work, stack)
-            run[name] = partial(_steps_of, model, STOCK.get(name))
+            run[name] = partial(_steps_of, model, STOCK.get(name), drawn)
+            if name.startswith("rgpu"):
+                controllers[name] = moe_layers(model)[0].experts.run.controller
         for name in names:
-            run[name](tokens if not _slow(name) else 2)
-        for _ in range(repeats):
+            run[name](tokens if not _slow(name) else 2, 0)
+        before = {name: (c.hits, c.accesses) for name, c in controllers.items()}
+        for repeat in range(repeats):
             order = list(names)
             shuffle(order)
             for name in order:
                 count = tokens if not _slow(name) else max(2, tokens // 4)
-                found[name].append(1e3 * statistics.median(run[name](count)[1:]))
-    return found
+                found[name].append(1e3 * statistics.median(run[name](count, repeat + 1)[1:]))
+        hits = {n: (c.hits - before[n][0]) / (c.accesses - before[n][1]) for n, c in controllers.items()}
+    return {"ms": found, "hits": hits}
 
 
 def _slow(name: str) -> bool:
     return name.endswith(("cold", "direct"))
 
 
-def _steps_of(model: Any, experts: str | None, count: int) -> list[float]:
+def _steps_of(model: Any, experts: str | None, drawn: bool, count: int, text: int) -> list[float]:
     if experts is not None:
         model.set_experts_implementation(experts)
-    return list(steps(model, count))
+    return list(steps(model, count, text, drawn))
 
 
 def load(name: str, folder: Path, work: Path) -> dict[str, float]:
@@ -232,22 +243,27 @@ def ratios(metric: str, samples: dict[str, list[float]], pairs: Any, **about: An
     ]  # fmt: skip
 
 
-def measure(label: str, folder: Path, names: list[str], work: Path, repeats: int, tokens: int, parts: str) -> list[Any]:
-    """All rows of one model."""
-    about, rows = {"model": label, "dtype": "bfloat16", "threads": torch.get_num_threads()}, []
+def measure(
+    label: str, folder: Path, names: list[str], work: Path, repeats: int, tokens: int, parts: str
+) -> Iterator[list[dict[str, Any]]]:
+    """All rows of one model, part by part."""
+    about = {"model": label, "dtype": "bfloat16", "threads": torch.get_num_threads()}
     task = {"folder": str(folder), "work": str(work)}
     if "decode" in parts:
-        samples = child(do="decode", names=names, repeats=repeats, tokens=tokens, **task)
-        rows += [row("decode_step", "ms", name, samples[name], tokens=tokens, **about) for name in names]
-        rows += ratios("decode_speed_over", samples, PAIRS, tokens=tokens, **about)
+        drawn = label == "random"
+        got, about_text = child(do="decode", names=names, repeats=repeats, tokens=tokens, drawn=drawn, **task), about | {
+            "tokens": tokens, "text": "drawn" if drawn else "greedy"
+        }  # fmt: skip
+        rows = [row("decode_step", "ms", name, got["ms"][name], **about_text) for name in names]
+        rows += [row("hit_rate", "share", name, [value], **about_text) for name, value in got["hits"].items()]
+        yield rows + ratios("decode_speed_over", got["ms"], PAIRS, **about_text)
     if "load" in parts:
         loaders: tuple[str, ...] = ("stock_default", "rgpu_resident", "rgpu_lru", "rgpu_int4_resident", "rgpu_int4_lru")
         loaders = tuple(name for name in loaders if name in names)
         for name in loaders[1:]:
             child(do="load", name=name, **task)  # converts the store
         for cold in (False, True):
-            rows += load_rows(loaders, repeats, cold, task, about)
-    return rows
+            yield load_rows(loaders, repeats, cold, task, about)
 
 
 def load_rows(loaders: tuple[str, ...], repeats: int, cold: bool, task: Any, about: Any) -> list[Any]:
@@ -289,7 +305,6 @@ def main() -> None:
     names = [name for name in NAMES if name in arguments.contestants.split(",")]
     about: dict[str, Any] = {"benchmark": "engine_speed", "repeats": arguments.repeats, "tokens": arguments.tokens}
     facts = stamp(about) | ({"note": arguments.note} if arguments.note else {})
-    rows: list[dict[str, Any]] = []
     if any("accelerate" in name for name in names) and importlib.util.find_spec("accelerate") is None:
         print(MISSING)
         names = [name for name in names if "accelerate" not in name]
@@ -304,11 +319,11 @@ def main() -> None:
             if label == "random":
                 folder = work / "model"  # written by another process: peaks of this one would show in those it starts
                 child(do="write", folder=str(folder), work=str(work), layers=arguments.layers)
-            rows += measure(Path(label).name, folder, names, work, arguments.repeats, arguments.tokens, arguments.parts)
-    if not arguments.dry:
-        RESULTS.parent.mkdir(exist_ok=True)
-        with RESULTS.open("a") as out:
-            out.writelines(json.dumps(r | facts) + "\n" for r in rows)
+            size = arguments.repeats, arguments.tokens, arguments.parts
+            for rows in measure(Path(label).name, folder, names, work, *size):
+                if not arguments.dry:
+                    with RESULTS.open("a") as out:
+                        out.writelines(json.dumps(r | facts) + "\n" for r in rows)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,9 @@ class CpuCompute:
         tokens, top_k = served_TK.shape
         slots, weights, out_TD = served_TK.contiguous(), weight_TK.contiguous(), _numbers(tokens, self.layout.hidden)
         if self._parts_PD.shape[0] != tokens * top_k:
-            raise InputError(f"CPU experts: got {tokens * top_k} pairs; expected the {len(self._parts_PD)} of the waves")
+            raise InputError(
+                f"CPU experts: got {tokens * top_k} pairs; expected the {len(self._parts_PD)} of the waves"
+            )
         addresses = (tensor.data_ptr() for tensor in (self._parts_PD, slots, weights, out_TD))
         combiner(self.layout.hidden).call(*addresses, tokens, top_k)
         return out_TD.to(x_TD.dtype)
