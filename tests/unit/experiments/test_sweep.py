@@ -120,8 +120,8 @@ def test_an_allocator_in_a_grid_splits_the_same_budget(
     words = (f"trace.path={trace}", "grid.slots=[2,4]", f"out={out}", "workers=1")
     sweep(monkeypatch, capsys, *words, "grid.policy=[lru,lru@marginal,static_hot@entropy]")
     rows = read(out)
-    loads = rows[(rows["metric"] == "loads_per_token") & rows["sequence"].isna() & rows["domain"].isna()]
-    loads = loads[loads["experiment"] == "capacity_sweep"].set_index(["policy", "slots"])["numerator"]
+    whole = rows[(rows["metric"] == "loads_per_token") & rows["sequence"].isna() & rows["domain"].isna()]
+    loads = whole[whole["experiment"] == "capacity_sweep"].set_index(["policy", "slots"])["numerator"]
     assert set(loads.index.get_level_values(0)) == {"lru", "lru@marginal", "static_hot@entropy"}
     monkeypatch.setattr("sys.argv", ["replay", f"trace.path={trace}", "policy=lru", "allocator=marginal", "pool.slots=4",
                                      "replay.reset=sequence"])  # fmt: skip

@@ -34,7 +34,8 @@ def test_lists_by_level_are_lists(seed: int) -> None:
         if what < 0.7:
             books[level].append(key)
         for number, book in enumerate(books):
-            walked, key = [], levels.eldest(m, at, number)
+            walked: list[int] = []
+            key = levels.eldest(m, at, number)
             while key >= 0 and len(walked) <= KEYS:
                 free = [k for k in book[len(walked) :] if m[PIN, k] != m[REG, WAVE]]
                 assert levels.next_free(m, at, key) == (free[0] if free else -1)

@@ -120,7 +120,7 @@ class Book:
         self.call("desired")
         if wanted:
             self.pinned = set(wanted) & set(self.slot)
-        loads = []
+        loads: list[tuple[int, int, int, int]] = []
         for key in wanted:
             if key not in self.slot and len(loads) < self.changes:
                 at, first = self.place(key, False, True, count)
