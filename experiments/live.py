@@ -1,23 +1,22 @@
-"""From a config to a live run: what `rgpu generate` needs before a session can be opened."""
+"""From a config to what decides in a live run: policy, predictor, calibration, hot profile."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
-import torch
-from omegaconf import DictConfig, OmegaConf
+import numpy as np
+from omegaconf import DictConfig
 
 from rgpu.errors import InputError
 from rgpu.experiments.built import built
-from rgpu.experiments.inputs import make_policy, pool_of
+from rgpu.experiments.inputs import make_policy
 from rgpu.policies.policy import Policy
 from rgpu.predictors.base import load_predictor
 from rgpu.replay.controller import Controller
 from rgpu.replay.features import available
+from rgpu.replay.hot_start import load_profile
 from rgpu.replay.pool import PoolConfig
 from rgpu.runtime.session import sample_event
-from rgpu.store.layout import DTYPES
 from rgpu.traces.moe_layers import folder_revision
 from rgpu.traces.storage import load_trace
 from rgpu.traces.trace import Trace
@@ -26,14 +25,21 @@ from rgpu.types import MoEShape
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What decides: `controller(shape)` builds a new one each time; `hidden`: it reads the router's input."""
+    """What decides: `controller(shape, pool)` builds a new one each time; `hidden`: it reads the router's input. `logs`: it
+    keeps every decision."""
 
     policy: Policy
     predictor: str | None
     calibration: Trace | None
     hidden: bool
-    pool: Callable[[MoEShape], PoolConfig]
-    controller: Callable[[MoEShape], Controller]
+    logs: bool
+    controller: Callable[[MoEShape, PoolConfig], Controller]
+
+    @property
+    def calibration_bytes(self) -> int:
+        """Of the trace that is held for calibration."""
+        arrays = [] if self.calibration is None else [getattr(self.calibration, f.name) for f in fields(Trace)]
+        return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
 
 
 def set_up(cfg: DictConfig) -> Setup:
@@ -61,11 +67,14 @@ def set_up(cfg: DictConfig) -> Setup:
     if feature and calibration is not None:
         feature = available(feature, calibration, policy.name)
     hidden = feature == "hidden" or "hidden" in getattr(fitted, "needs", ())
+    logs = bool(cfg.verify or cfg.profile_out is not None)
+    profile = None if cfg.profile is None else Path(cfg.profile)
+    if profile is not None and not profile.is_file():
+        raise InputError(
+            f"profile: got no file {profile}; expected a hot profile; make one with rgpu generate profile_out={profile.name}"
+        )
 
-    def pool(shape: MoEShape) -> PoolConfig:
-        return pool_of(cfg.pool, shape)
-
-    def controller(shape: MoEShape) -> Controller:
+    def controller(shape: MoEShape, pool: PoolConfig) -> Controller:
         if calibration is not None:
             _check_model(calibration, shape, cfg)
         if fitted is not None:
@@ -74,26 +83,13 @@ def set_up(cfg: DictConfig) -> Setup:
             fitted.reset()
         planner = built(cfg.planner, "planner") if fitted is not None else None
         return Controller(
-            policy, shape, pool(shape), predictor=fitted, planner=planner, seed=cfg.seed, feature=feature,
-            calibration=calibration if policy.traits.calibration else None,
+            policy, shape, pool, predictor=fitted, planner=planner, seed=cfg.seed, feature=feature,
+            calibration=calibration if policy.traits.calibration else None, keep_log=logs,
+            uses_LE=None if profile is None else load_profile(profile, shape),
         )  # fmt: skip
 
     name = None if fitted is None else str(fitted.name)
-    return Setup(policy, name, calibration, hidden, pool, controller)
-
-
-def dtype_of(name: str) -> torch.dtype:
-    if name not in DTYPES:
-        raise InputError(f"dtype: got {name!r}; expected one of {', '.join(DTYPES)}")
-    return DTYPES[name]
-
-
-def prompts_of(value: Any) -> list[str]:
-    """One text or several."""
-    given = OmegaConf.to_container(value) if OmegaConf.is_config(value) else [value]
-    if not isinstance(given, list) or not given or not all(isinstance(text, str | int | float) for text in given):
-        raise InputError(f"prompt: got {given!r}; expected a text or a list of texts")
-    return [str(text) for text in given]
+    return Setup(policy, name, calibration, hidden, logs, controller)
 
 
 def _calibration(cfg: DictConfig) -> Trace:

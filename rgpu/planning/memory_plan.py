@@ -5,6 +5,7 @@ that loads come from (the rest stays on disk). Without one all of it is private 
 mapped file, whose pages the kernel may drop.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rgpu.errors import InputError
@@ -74,14 +75,16 @@ class _Budget:
     keys: int
     slot: int
     least: int
+    loading: int  # of the same place while weights are read, before there are slots
 
     def taken(self, where: str) -> int:
         return sum(row.bytes for row in self.fixed if row.where == where)
 
     def smallest(self, where: str) -> int:
-        """The smallest cap that works: fixed rows with the fewest slots, or (host memory of a GPU) one expert."""
+        """The smallest cap that works: fixed rows with the fewest slots (and room to load), or (host memory of a GPU) one
+        expert."""
         if where == self.place:
-            return self.taken(where) + self.pools * self.least * self.slot
+            return max(self.loading, self.taken(where) + self.pools * self.least * self.slot)
         return self.taken(where) + self.slot
 
     def slots(self, cap: int) -> int:
@@ -94,16 +97,17 @@ class _Budget:
 def plan_memory(
     facts: ModelFacts, *, vram: int | None, ram: int, context: int, batch: int = 1, scope: str = "layer", staging: int = 1,
     prefill_rows: int | None = None, process_bytes: int = PROCESS_BYTES, process_source: str = PROCESS_SOURCE,
-    cuda_bytes: int = CUDA_BYTES,
+    cuda_bytes: int = CUDA_BYTES, more: Sequence[MemoryRow] = (),
 ) -> MemoryPlan:  # fmt: skip
     """Fills `vram` (bytes of device memory; None: no GPU) and `ram` (bytes of this process's host memory).
 
     For `batch` sequences of up to `context` tokens. `scope` and `staging` as of a pool; `prefill_rows`: tokens evaluated in
-    one pass, over the batch (None: whole prompts). Slots take what is left, at least staging + 1 a pool and at most all
-    experts. Raises `InputError` with the smallest caps that work, exact to the byte.
+    one pass, over the batch (None: whole prompts). `more`: what else a run holds from beginning to end. Slots take what is
+    left, at least staging + 1 a pool and at most all experts. Raises `InputError` with the smallest caps that work, exact to
+    the byte.
     """
     budget = _budget(facts, vram is not None, context, batch, scope, staging, prefill_rows, process_bytes,
-                     process_source, cuda_bytes)  # fmt: skip
+                     process_source, cuda_bytes, more)  # fmt: skip
     caps = {"ram": ram} if vram is None else {"vram": vram, "ram": ram}
     short = {where: least for where, cap in caps.items() if cap < (least := budget.smallest(where))}
     if short:
@@ -156,7 +160,7 @@ def readable(size: int) -> str:
 
 def _budget(
     facts: ModelFacts, gpu: bool, context: int, batch: int, scope: str, staging: int, prefill_rows: int | None,
-    process_bytes: int, process_source: str, cuda_bytes: int,
+    process_bytes: int, process_source: str, cuda_bytes: int, more: Sequence[MemoryRow] = (),
 ) -> _Budget:  # fmt: skip
     for name, value, low in (("context", context, 1), ("batch", batch, 1), ("pool.staging", staging, 0),
                              ("prefill_rows", 1 if prefill_rows is None else prefill_rows, 1)):  # fmt: skip
@@ -183,4 +187,8 @@ def _budget(
     ]  # fmt: skip
     if gpu:
         fixed.append(MemoryRow("CUDA context", cuda_bytes, "vram", CUDA_SOURCE))
-    return _Budget(tuple(fixed), place, placed.pools, placed.keys, facts.expert_stride, staging + 1)
+    fixed += more
+    # a tensor that changes its dtype is there twice; what is read later, cache and slots, is not there yet
+    loading = 0 if gpu else process_bytes + facts.dense_bytes + max(facts.embedding_bytes, facts.head_bytes)
+    loading += sum(row.bytes for row in more if row.where == place)
+    return _Budget(tuple(fixed), place, placed.pools, placed.keys, facts.expert_stride, staging + 1, loading)

@@ -123,6 +123,11 @@ class Controller:
     def prefetch_hits(self) -> int:
         return int(self.counts[PREFETCH_HITS])
 
+    @property
+    def filled_first(self) -> int:
+        """Experts that the initial fill loads."""
+        return sum(len(keys) for keys in self._fill)
+
     def pool_of(self, layer: int) -> int:
         return int(self.layout.pool_of[layer])
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 from rgpu.errors import InputError
 from rgpu.replay.controller import Controller, replay_events
@@ -25,7 +26,7 @@ from rgpu.traces.trace import Trace
 @dataclass(frozen=True, slots=True)
 class Generation:
     """`inputs` as given to the model; `tokens_BN` int64 new tokens, rows that ended early padded; `new_tokens` those
-    before padding in all; `logits` one [B, V] a step; `texts` the continuations."""
+    before padding in all; `logits` one [B, V] a step, where kept; `texts` the continuations."""
 
     inputs: dict[str, torch.Tensor]
     tokens_BN: torch.Tensor
@@ -35,61 +36,86 @@ class Generation:
     seconds: float
 
 
-def generate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, prompts: Sequence[str], max_new_tokens: int
-) -> Generation:
-    """Continue all prompts as one left-padded batch, greedily. Raises `InputError` for prompts that make no tokens or
-    go beyond the model's context."""
+def encoded(
+    tokenizer: PreTrainedTokenizerBase | None, prompts: Sequence[str], name: str, chat: bool = False
+) -> dict[str, torch.Tensor]:
+    """`input_ids` and `attention_mask` [B, Q] of all prompts as one left-padded batch; with `chat` each is the user's turn
+    in the tokenizer's chat template. `InputError` for no tokenizer (of the model `name`), no template, prompts without
+    tokens."""
     if tokenizer is None:
-        raise InputError(
-            f"cannot generate: got no tokenizer in {model.name_or_path}; expected tokenizer.json beside the weights"
-        )
-    if not prompts or max_new_tokens < 1:
-        raise InputError(
-            f"cannot generate: got {len(prompts)} prompts and max_new_tokens={max_new_tokens}; expected 1 or more"
-        )
-    encoded = tokenizer(list(prompts), return_tensors="pt", padding=True, return_token_type_ids=False)
-    inputs = {name: encoded[name].long() for name in ("input_ids", "attention_mask")}
+        raise InputError(f"cannot generate: got no tokenizer in {name}; expected tokenizer.json beside the weights")
+    if chat:
+        prompts = [_turn(tokenizer, prompt, name) for prompt in prompts]
+    made = tokenizer(
+        list(prompts), return_tensors="pt", padding=True, return_token_type_ids=False, add_special_tokens=not chat
+    )
+    inputs = {key: made[key].long() for key in ("input_ids", "attention_mask")}
     if int(inputs["attention_mask"].sum(1).min()) == 0:
         raise InputError("cannot generate: got an empty prompt; expected some text; set prompt=")
-    context, wanted = (
-        getattr(model.config, "max_position_embeddings", None),
-        inputs["input_ids"].shape[1] + max_new_tokens,
-    )
-    if context is not None and wanted > context:
+    return inputs
+
+
+def check_length(inputs: dict[str, torch.Tensor], max_new_tokens: int, longest: int | None) -> int:
+    """Tokens of prompt and text of a row; `InputError` where they are more than the model reads (`longest`)."""
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens: got {max_new_tokens}; expected 1 or more; set max_new_tokens=48")
+    wanted = inputs["input_ids"].shape[1] + max_new_tokens
+    if longest is not None and wanted > longest:
         raise InputError(
-            f"cannot generate: got {wanted} tokens of prompt and text; expected at most {context}; lower max_new_tokens"
+            f"cannot generate: got {wanted} tokens of prompt and text; expected at most {longest}; lower max_new_tokens"
         )
+    return wanted
+
+
+def generate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: dict[str, torch.Tensor], max_new_tokens: int, *,
+    logits: bool = True, streamer: BaseStreamer | None = None,
+) -> Generation:  # fmt: skip
+    """Continue all rows of `inputs` greedily. Without `logits` none are kept (they take 4 V bytes a token and row).
+    `streamer`: gets the tokens of a single row as they come."""
+    inputs = {name: value.to(model.device) for name, value in inputs.items()}
+    pad = int(tokenizer.pad_token_id or 0)
     began = time.perf_counter()
-    tokens_BN, logits = run_greedy(model, inputs, max_new_tokens, int(tokenizer.pad_token_id or 0))
+    tokens_BN, kept = run_greedy(model, inputs, max_new_tokens, pad, logits=logits, streamer=streamer)
     seconds = time.perf_counter() - began
-    ends = _ends(tokens_BN, model)
+    ends = text_ends(tokens_BN, model)
     texts = [
         str(tokenizer.decode(row[:end], skip_special_tokens=True)) for row, end in zip(tokens_BN, ends, strict=True)
     ]
-    return Generation(inputs, tokens_BN, sum(ends), logits, texts, seconds)
+    return Generation(inputs, tokens_BN, sum(ends), kept, texts, seconds)
 
 
 def run_greedy(
-    model: PreTrainedModel, inputs: dict[str, torch.Tensor], max_new_tokens: int, pad: int
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """(new tokens [B, N], logits of every step)."""
+    model: PreTrainedModel, inputs: dict[str, torch.Tensor], max_new_tokens: int, pad: int, *, logits: bool = True,
+    streamer: BaseStreamer | None = None, **options: Any,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:  # fmt: skip
+    """(new tokens [B, N], logits of every step or none); `options` go to transformers' `generate`."""
     made: Any = model.generate(  # type: ignore[operator]
-        **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, pad_token_id=pad, output_logits=True,
-        return_dict_in_generate=True,
+        **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, pad_token_id=pad, output_logits=logits,
+        return_dict_in_generate=True, streamer=streamer, **options,
     )  # fmt: skip
-    return made.sequences[:, inputs["input_ids"].shape[1] :], made.logits
+    return made.sequences[:, inputs["input_ids"].shape[1] :], made.logits or ()
 
 
-def _ends(tokens_BN: torch.Tensor, model: PreTrainedModel) -> list[int]:
+def text_ends(tokens_BN: torch.Tensor, model: PreTrainedModel) -> list[int]:
     """New tokens of each row up to its end of text, that token included."""
     ids = model.generation_config.eos_token_id
-    stops = torch.tensor([] if ids is None else ids).reshape(-1)
+    stops = torch.tensor([] if ids is None else ids, device=tokens_BN.device).reshape(-1)
     ends = []
     for row in tokens_BN:
         found = torch.isin(row, stops).nonzero()
         ends.append(int(found[0]) + 1 if len(found) else len(row))
     return ends
+
+
+def _turn(tokenizer: PreTrainedTokenizerBase, prompt: str, name: str) -> str:
+    if tokenizer.chat_template is None:
+        raise InputError(
+            f"chat: got true for {name}, whose tokenizer has no chat template; expected chat_template.jinja beside it "
+            "(instruct models have one); set chat=false"
+        )
+    turns = [{"role": "user", "content": prompt}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
 
 def compare_with_resident(

@@ -9,7 +9,7 @@ import numpy as np
 
 from rgpu.policies.loop import COUNTS, DEMAND_LOADS, HITS, LOADED_BYTES, PREFETCH_HITS, PROACTIVE_LOADS
 from rgpu.traces.moe_layers import moe_layers
-from rgpu.transfer.counts import Span
+from rgpu.transfer.counts import Observer, Span
 
 DEVICE, LINK = "device", "link"  # tracks, as in the simulator's timelines
 
@@ -40,15 +40,19 @@ class Slice:
 
 class Telemetry:
     """Watches a model's passes and, with `slices`, what each MoE layer and each copy took. Attach before a run; `rows` and
-    `slices` grow with it. Times are those of `time.perf_counter`."""
+    `slices` grow with it. Times are those of `time.perf_counter`. `also` gets every piece of a copy too, on the thread that
+    copied it."""
 
-    def __init__(self, slices: bool = False) -> None:
+    def __init__(self, slices: bool = False, also: Observer | None = None) -> None:
+        self._also = also
         self.rows: list[PassRow] = []
         self.slices: list[Slice] | None = [] if slices else None
         self._begin_s = self._since_s = 0.0
 
     def observe(self, span: Span) -> None:
         """A piece of a copy, from the transfer engine's own thread."""
+        if self._also is not None:
+            self._also(span)
         if self.slices is not None:
             args = {"layer": span.key.layer, "expert": span.key.expert, "bytes": span.nbytes, "slot": span.slot}
             name = "copy" if span.kind == "demand" else "copy ahead"

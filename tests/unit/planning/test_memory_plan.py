@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rgpu.errors import InputError
-from rgpu.planning.memory_plan import MIB, MemoryPlan, plan_memory, readable, slots_at
+from rgpu.planning.memory_plan import MIB, MemoryPlan, MemoryRow, plan_memory, readable, slots_at
 from rgpu.planning.model_facts import KvLayer, LayerParts, ModelFacts
 from rgpu.planning.workspace import workspace_bytes
 
@@ -58,7 +58,11 @@ def test_the_smallest_caps_work_and_a_byte_less_does_not(
 ) -> None:
     least = smallest(model, with_gpu, request)
     plan = plan_memory(model, **least, **request)
-    assert plan.slots == request["staging"] + 1
+    loading = request["process_bytes"] + model.dense_bytes + max(model.embedding_bytes, model.head_bytes)
+    if with_gpu or least["ram"] > loading:
+        assert plan.slots == request["staging"] + 1
+    else:  # reading the weights takes more than running with the fewest slots
+        assert least["ram"] == loading and plan.slots >= request["staging"] + 1
     for where, cap in least.items():
         if cap is not None:
             with pytest.raises(InputError, match=f"memory.{where}={cap - 1}"):
@@ -128,6 +132,17 @@ def test_rows_with_and_without_a_gpu() -> None:
     assert "experts in host memory" not in {row.name for row in host.rows}
     assumed = [row.how for row in device.rows if row.name == "CUDA context"]
     assert assumed[0].startswith("assumption")
+
+
+def test_what_else_a_run_holds_takes_its_place() -> None:
+    more = (MemoryRow("tier", 10_000, "ram", "so many experts"),)
+    request: dict[str, Any] = {"context": 100, "process_bytes": 1000}
+    least = smallest(FACTS, False, request)["ram"]
+    assert smallest(FACTS, False, request | {"more": more})["ram"] == least + 10_000
+    plan = plan_memory(FACTS, vram=None, ram=least + 30_000, **request)
+    less = plan_memory(FACTS, vram=None, ram=least + 30_000, more=more, **request)
+    assert less.slots == plan.slots - 1  # of 3 pools: 9,984 bytes
+    assert [row.bytes for row in less.rows if row.name == "tier"] == [10_000]
 
 
 def test_shares_and_tightness() -> None:
