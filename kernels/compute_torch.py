@@ -48,7 +48,9 @@ def check_call(
         raise InputError(
             f"experts: got weight_TK {weight_TK.dtype} {list(weight_TK.shape)}; expected float32 {list(pairs)}"
         )
-    devices = {tensor.device for tensor in (x_TD, slots_SB, slot_TK, weight_TK)}
+    devices = {tensor.device for tensor in (x_TD, slot_TK, weight_TK)}
+    if slots_SB.device not in devices and not (x_TD.is_cuda and slots_SB.is_pinned()):  # a GPU reads page-locked memory
+        devices.add(slots_SB.device)
     if len(devices) > 1:
         raise InputError(f"experts: got tensors on {', '.join(sorted(map(str, devices)))}; expected one device")
     if read_slots and slot_TK.numel() and not (int(slot_TK.min()) >= -1 and int(slot_TK.max()) < slots_SB.shape[0]):

@@ -78,6 +78,11 @@ class TritonCompute:
             self._h_PI = torch.empty(pairs, self.layout.intermediate, dtype=torch.float32, device=device)
 
 
+def on_gpu(layout: SlotLayout, gate: Gate, _threads: int = 1) -> TritonCompute:
+    """What an engine wants of `TritonCompute`: it makes its own slot tables."""
+    return TritonCompute(layout, gate, check_slots=False)
+
+
 def check_device(device: torch.device) -> None:
     """`InputError` for a device that the kernels cannot run on."""
     if device.type == "cpu":

@@ -40,11 +40,15 @@ class Planner(Protocol):
 
 
 class TransferEngine(Protocol):
-    """Copies experts into slots in the order they were submitted; `wait` returns once that slot's last copy is complete.
+    """Copies experts into slots: those on demand in the order they were submitted, those `ahead` behind them. Into one slot
+    only the last copy submitted counts. After `wait` that copy is complete for whatever is computed next. `cancel` drops it
+    if it was ahead and has not begun; whether it did.
 
     A slot's address is its pool and its row there (staging rows come last)."""
 
-    def submit(self, key: ExpertKey, pool: int, slot: int) -> None: ...
+    def submit(self, key: ExpertKey, pool: int, slot: int, ahead: bool = False) -> None: ...
+
+    def cancel(self, pool: int, slot: int) -> bool: ...
 
     def wait(self, pool: int, slot: int) -> None: ...
 

@@ -29,12 +29,12 @@ class SlotPool:
     not READY) raise `ConsistencyError`: they would mean that a decision and its execution disagree.
     """
 
-    def __init__(self, layout: RowLayout, rows: int) -> None:
+    def __init__(self, layout: RowLayout, rows: int, device: torch.device | None = None) -> None:
         self.layout = layout
         self.rows = rows
         self.nbytes = rows * layout.stride
         try:
-            raw = torch.empty(self.nbytes + _PAGE, dtype=torch.uint8)
+            raw = torch.empty(self.nbytes + _PAGE, dtype=torch.uint8, device=device)
         except (MemoryError, RuntimeError):  # torch raises the latter
             raise InputError(
                 f"cannot allocate a pool of {rows} slots: got no memory for {self.nbytes} bytes ({layout.stride} a slot); "

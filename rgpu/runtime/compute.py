@@ -59,7 +59,8 @@ class FloatCompute:
         """See `EventCompute`."""
         self._module, self._x_TD, self._weights_TK = module, x_TD, weights_TK
         self._one = len(experts_TK) == 1
-        self._groups = {} if self._one else row_groups(experts_TK)
+        groups = {} if self._one else row_groups(experts_TK)
+        self._groups = {e: (token_N.to(x_TD.device), rank_N.to(x_TD.device)) for e, (token_N, rank_N) in groups.items()}
         self._ranks = {expert: rank for rank, expert in enumerate(experts_TK[0].tolist())} if self._one else {}
         self._outputs: dict[int, tuple[torch.Tensor | None, torch.Tensor]] = {}
 

@@ -20,8 +20,8 @@ from rgpu.store.source import ExpertSource
 from rgpu.traces.passes import PassInfo
 from rgpu.types import ExpertKey, RoutingEvent
 
-FETCH, CPU = "fetch", "cpu"
-HANDLERS = (FETCH, CPU)
+FETCH, CPU, ZERO_COPY = "fetch", "cpu", "zero_copy"
+HANDLERS = (FETCH, CPU)  # on a CPU; on a GPU see `rgpu.runtime.device_executor`
 _F16_MAX = 65504.0
 
 
@@ -72,16 +72,29 @@ class PoolExecutor:
             self._submit(load)
         return self.compute.finish()
 
+    def filled(self) -> None:
+        """Waits for the initial fill."""
+        for pool, slots in enumerate(self.controller.slots):
+            for slot in range(slots):
+                self.transfer.wait(pool, slot)
+
     def _event(self, layer: int, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor) -> RoutingEvent:
         info = self.rows_of_pass()
+        ids_TK, weights_TK, hidden_TD = self._read(ids_TK, weights_TK, x_TD if self.hidden else None)
         return RoutingEvent(
             layer=layer,
             pass_id=-1 if info is None else info.pass_id,
             experts_TK=ids_TK.detach().cpu().numpy().astype(np.int16),
             weights_TK=_as_stored(weights_TK),
-            hidden_TD=_as_stored(x_TD) if self.hidden else None,
+            hidden_TD=None if hidden_TD is None else _as_stored(hidden_TD),
             phase_T=None if info is None else info.phase_T,
         )
+
+    def _read(
+        self, ids_TK: torch.Tensor, weights_TK: torch.Tensor, hidden_TD: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """The same on the host."""
+        return ids_TK, weights_TK, hidden_TD
 
     def _load(self, decision: Decision, wave: np.ndarray) -> list[int]:
         """Queues the copies of one wave; returns the slot of each of its members, staged ones behind the main slots."""
@@ -92,14 +105,17 @@ class PoolExecutor:
             if slot < 0:
                 slot, resident, staging = staging, False, staging + 1
             if not resident:
-                self.transfer.submit(_key(decision, i), decision.pool, slot)
+                self._copy(_key(decision, i), decision.pool, slot, ahead=False)
             slots.append(slot)
         return slots
 
     def _submit(self, decision: Decision) -> None:
         """Queues loads that are to stay; members that stay already, pass through or were dropped have negative codes."""
         for i in (decision.codes >= 0).nonzero()[0].tolist():
-            self.transfer.submit(_key(decision, i), decision.pool, int(decision.codes[i]))
+            self._copy(_key(decision, i), decision.pool, int(decision.codes[i]), ahead=True)
+
+    def _copy(self, key: ExpertKey, pool: int, slot: int, ahead: bool) -> None:
+        self.transfer.submit(key, pool, slot, ahead)
 
     def _compute_wave(self, decision: Decision, wave: np.ndarray, slots: list[int]) -> None:
         """Members that are there are computed while the others are copied; these as they arrive, in order."""

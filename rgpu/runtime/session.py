@@ -13,14 +13,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rgpu.checkpoint.plain import Quantizer
 from rgpu.errors import InputError
+from rgpu.memory.pinned import page_locked
 from rgpu.memory.process import peak_rss_bytes, rss_anon_bytes
 from rgpu.memory.slot_pool import SlotPool
 from rgpu.quant.layout import SlotLayout
 from rgpu.replay.controller import Controller
 from rgpu.runtime.architecture import Architecture, read_architecture
 from rgpu.runtime.compute import EventCompute, FloatCompute, SlotCompute
+from rgpu.runtime.device_executor import DeviceExecutor
 from rgpu.runtime.executor import FETCH, PoolExecutor
 from rgpu.runtime.loading import load_dense, load_tokenizer
+from rgpu.runtime.step_graphs import StepGraphs
 from rgpu.runtime.telemetry import Telemetry
 from rgpu.store.convert import StoreForm, converted
 from rgpu.store.layout import ExpertLayout
@@ -31,7 +34,9 @@ from rgpu.traces.passes import PassTracker
 from rgpu.traces.recorder import TraceRecorder
 from rgpu.traces.storage import load_trace
 from rgpu.traces.trace import DECODE, Trace
+from rgpu.transfer.device import DeviceTransfer
 from rgpu.transfer.host import HostTransfer
+from rgpu.transfer.streams import CudaStreams, Streams
 from rgpu.types import Gate, MoEShape, RoutingEvent
 
 ControllerFactory = Callable[[MoEShape], Controller]
@@ -48,8 +53,11 @@ class OffloadSession:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, architecture: Architecture,
         store: ExpertSource, make_controller: ControllerFactory, *, hidden: bool = False, record: bool = True,
         handler: str = FETCH, threads: int | None = None, kernel: Kernel | None = None, telemetry: Telemetry | None = None,
+        device: torch.device | None = None, graphs: bool = True,
     ) -> None:  # fmt: skip
         self.model = model
+        self.device = torch.device("cpu") if device is None else device
+        self.graphs: StepGraphs | None = None
         self.tokenizer = tokenizer
         self.architecture = architecture
         self.store = store
@@ -64,7 +72,7 @@ class OffloadSession:
             if threads is not None:
                 self._stack.callback(torch.set_num_threads, torch.get_num_threads())
                 torch.set_num_threads(threads)
-            self._begin(make_controller, hidden, record, handler)
+            self._begin(make_controller, hidden, record, handler, graphs)
         except BaseException:
             self._stack.close()
             raise
@@ -74,7 +82,8 @@ class OffloadSession:
         cls, model_dir: str | Path, make_controller: ControllerFactory, *, dtype: torch.dtype = torch.float32,
         store: str = "disk", threads: int | None = None, hidden: bool = False, record: bool = True,
         cache: Path | None = None, quantize: Quantizer | None = None, handler: str = FETCH, kernel: Kernel | None = None,
-        ram_experts: int = 0, checked: bool = False, telemetry: Telemetry | None = None,
+        ram_experts: int = 0, checked: bool = False, telemetry: Telemetry | None = None, device: str = "cpu",
+        graphs: bool = True,
     ) -> "OffloadSession":  # fmt: skip
         """Opens the model in `model_dir`; the first time, its experts are converted to a store.
 
@@ -83,10 +92,12 @@ class OffloadSession:
         first one only compiles). `store`: see `open_source`, as are `ram_experts` and `checked`. `handler`: how misses are
         served (see `PoolExecutor`). `kernel` computes quantised experts (`rgpu.kernels.compute_cpu.CpuCompute`). `hidden`:
         events and the recorded trace carry the router's input, which some policies and predictors read. `threads`: torch's,
-        and those of the experts, while open. `cache`: folder of stores, by default `cache_folder()`.
+        and those of the experts, while open. `cache`: folder of stores, by default `cache_folder()`. `device`: "cpu" or
+        "cuda", where the model computes and the slots are; on a GPU `kernel` is `rgpu.kernels.compute_triton.on_gpu`, a store
+        of kind "ram" is the one that copies at full speed, and with `graphs` decode steps on a static cache are CUDA graphs.
         Raises `InputError` for models that are missing, broken, not Mixture-of-Experts or of an unsupported layout.
         """
-        folder, anon_before = Path(model_dir), rss_anon_bytes()
+        folder, anon_before, target = Path(model_dir), rss_anon_bytes(), device_of(device)
         architecture = read_architecture(folder)
         began_s = time.perf_counter()
         path = converted(folder, store_form(architecture, dtype, quantize), cache)
@@ -96,11 +107,11 @@ class OffloadSession:
         if odd := architecture.differs_from(experts.layer_ids, experts.experts, layout.intermediate, layout.hidden):
             raise InputError(f"cannot run {folder}: {odd}; use weights and config of one model")
         opened_s = time.perf_counter()
-        model = load_dense(folder, architecture, dtype, cache)
+        model = load_dense(folder, architecture, dtype, cache).to(target)
         loaded_s = time.perf_counter()
         session = cls(
             model, load_tokenizer(folder), architecture, experts, make_controller, hidden=hidden, record=record,
-            handler=handler, threads=threads, kernel=kernel, telemetry=telemetry,
+            handler=handler, threads=threads, kernel=kernel, telemetry=telemetry, device=target, graphs=graphs,
         )  # fmt: skip
         session._anon_before = anon_before
         session.startup = {
@@ -109,28 +120,67 @@ class OffloadSession:
         }  # fmt: skip
         return session
 
-    def _begin(self, make_controller: ControllerFactory, hidden: bool, record: bool, handler: str) -> None:
+    def _begin(
+        self, make_controller: ControllerFactory, hidden: bool, record: bool, handler: str, graphs: bool
+    ) -> None:
         self.shape = self.store.shape(self.architecture.top_k)
         make_controller(self.shape).observe(sample_event(self.shape, hidden))  # compiles the policy; thrown away
         self.controller = make_controller(self.shape)
         rows = [slots + self.controller.staging for slots in self.controller.slots]
-        self.pools = [SlotPool(self.store.layout, count) for count in rows]
-        self.transfer = HostTransfer(self.store, self.pools, observer=self.telemetry.observe)
-        self._stack.callback(self.transfer.close)
+        self.pools = [SlotPool(self.store.layout, count, self.device) for count in rows]
         tracker = self._stack.enter_context(PassTracker(self.model))
         if record:
             self._record(hidden)
-        compute = event_compute(self.store, self.architecture, self._kernel, torch.get_num_threads())
-        executor = PoolExecutor(
-            self.controller, self.pools, self.transfer, compute, lambda: tracker.current, hidden, self.store, handler
-        )
+        streams = self._streams()
+        executor: PoolExecutor
+        if streams is not None:
+            moved = DeviceTransfer(self.store, self.pools, streams, observer=self.telemetry.observe)
+            self.transfer: HostTransfer | DeviceTransfer = moved
+        else:
+            self.transfer = HostTransfer(self.store, self.pools, observer=self.telemetry.observe)
+        self._stack.callback(self.transfer.close)
+        if streams is not None and isinstance(self.store.layout, SlotLayout):
+            executor = DeviceExecutor(
+                self.controller, self.pools, moved, self._make_kernel(), lambda: tracker.current, hidden, self.store, handler,
+                self.device,
+            )  # fmt: skip
+        else:
+            compute = event_compute(self.store, self.architecture, self._kernel, torch.get_num_threads())
+            executor = PoolExecutor(
+                self.controller,
+                self.pools,
+                self.transfer,
+                compute,
+                lambda: tracker.current,
+                hidden,
+                self.store,
+                handler,
+            )
         for index, layer in enumerate(moe_layers(self.model)):
             layer.experts.layer, layer.experts.run = index, executor
             self._stack.callback(setattr, layer.experts, "run", None)
-        for pool, slots in enumerate(self.controller.slots):
-            for slot in range(slots):
-                self.transfer.wait(pool, slot)  # the initial fill
+        executor.filled()
+        if graphs and isinstance(executor, DeviceExecutor):
+            self.graphs = StepGraphs(self.model, executor, self._stack)
         self.telemetry.attach(self.model, self.controller, self.transfer, self._stack)
+
+    def _streams(self) -> Streams | None:
+        """The GPU's queues, with memory and model made ready for it; None on a CPU."""
+        if self.device.type != "cuda":
+            return None
+        if self.store.in_place and self.store.ram_bytes:
+            self._stack.enter_context(page_locked(self.store.rows_SB))
+        self.model.generation_config.disable_compile = (
+            True  # what is compiled could not be cut where experts are decided
+        )
+        return CudaStreams(self.device)
+
+    def _make_kernel(self) -> Callable[[], Any]:
+        layout, gate, make = self.store.layout, self.architecture.gate, self._kernel
+        assert isinstance(layout, SlotLayout) and gate is not None
+        if make is None:
+            raise no_kernel(layout, "compute_triton.on_gpu")
+        return lambda: make(layout, gate, 1)
 
     def _record(self, hidden: bool) -> None:
         folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="rgpu-trace-"))
@@ -218,12 +268,28 @@ def event_compute(store: ExpertSource, architecture: Architecture, kernel: Kerne
         return FloatCompute(layout)
     assert isinstance(layout, SlotLayout)
     if kernel is None:
-        raise InputError(
-            f"cannot compute {layout.format.name} experts: got no kernel; expected one for quantised slots; open the session "
-            "with kernel=rgpu.kernels.compute_cpu.CpuCompute"
-        )
+        raise no_kernel(layout, "compute_cpu.CpuCompute")
     assert architecture.gate is not None
     return SlotCompute(kernel(layout, architecture.gate, threads), store.experts)
+
+
+def no_kernel(layout: SlotLayout, name: str) -> InputError:
+    """The error for a session that needs a kernel and was given none."""
+    return InputError(
+        f"cannot compute {layout.format.name} experts: got no kernel; expected one for quantised slots; open the session "
+        f"with kernel=rgpu.kernels.{name}"
+    )
+
+
+def device_of(name: str) -> torch.device:
+    """The device by name; `InputError` for one that rgpu does not run on or that is not there."""
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise InputError(f"device: got {name!r}; expected cpu or cuda")
+    if name != "cpu" and not torch.cuda.is_available():
+        raise InputError(
+            f"device: got {name!r}, and torch {torch.__version__} finds no GPU; expected one; set device=cpu"
+        )
+    return torch.device(name)
 
 
 def sample_event(shape: MoEShape, hidden: bool) -> RoutingEvent:

@@ -1,0 +1,145 @@
+"""The GPU's executor and transfer on a device whose copies run late: same decisions, same bits, and the host never waits."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rgpu.errors import InputError
+from rgpu.kernels.compute_cpu import CpuCompute
+from rgpu.memory.slot_pool import CopyState, SlotPool
+from rgpu.policies.lru import Lru
+from rgpu.policies.on_demand import OnDemand
+from rgpu.quant.formats import by_name
+from rgpu.replay.controller import Controller
+from rgpu.replay.pool import PoolConfig
+from rgpu.runtime.device_executor import DeviceExecutor
+from rgpu.runtime.session import OffloadSession
+from rgpu.store.tiers import open_source
+from rgpu.traces.moe_layers import moe_layers
+from rgpu.transfer.device import IN_FLIGHT, DeviceTransfer
+from rgpu.transfer.host import TransferError
+from rgpu.types import ExpertKey
+from tests.late_streams import LateStreams
+from tests.live_models import build, generate, prompts
+from tests.unit.runtime.test_session import Wild
+
+POLICIES = {"lru": Lru(), "on_demand": OnDemand()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("qwen3_moe", tmp_path_factory.mktemp("m"), hidden_size=64, moe_intermediate_size=32)
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stores")
+
+
+def opened(folder: Path, cache: Path, policy: Any, pool: PoolConfig, **wild: Any) -> OffloadSession:
+    rounding: Any = by_name("int4", group=32)
+    return OffloadSession.open(
+        folder, lambda shape: Controller(policy, shape, pool, **{name: make() for name, make in wild.items()}),
+        cache=cache, quantize=rounding, kernel=CpuCompute, record=False,
+    )  # fmt: skip
+
+
+class Late:
+    """A session whose model runs through the GPU's executor, on late copies."""
+
+    def __init__(self, session: OffloadSession, make: Any, handler: str, seed: int, kind: str = "ram") -> None:
+        self.controller = make(session.shape)
+        rows = [slots + self.controller.staging for slots in self.controller.slots]
+        self.pools = [SlotPool(session.store.layout, count, torch.device("cpu")) for count in rows]
+        for pool in self.pools:
+            pool.buffer.fill_(255)  # NaN scales: computing what has not arrived would show
+        options: dict[str, Any] = {"ram_experts": 3} if kind == "tier" else {}
+        self.store = open_source(session.store.path, kind, **options)  # type: ignore[attr-defined]
+        self.streams = LateStreams(seed)
+        self.transfer = DeviceTransfer(self.store, self.pools, self.streams)
+        gate = session.architecture.gate
+        assert gate is not None
+        self.executor = DeviceExecutor(
+            self.controller, self.pools, self.transfer, lambda: CpuCompute(session.store.layout, gate),  # type: ignore[arg-type]
+            lambda: None, False, self.store, handler, torch.device("cpu"),
+        )  # fmt: skip
+        self.executor.filled()
+        self.waits = self.streams.hostwaits
+        for layer in moe_layers(session.model):
+            layer.experts.run = self.executor
+
+
+@pytest.mark.parametrize(("scope", "slots"), [("layer", 1), ("layer", 4), ("layer", 10), ("global", 12)])
+@pytest.mark.parametrize("name", sorted(POLICIES))
+@pytest.mark.parametrize("handler", ["fetch", "zero_copy"])
+def test_the_bits_and_decisions_of_the_host(
+    folder: Path, stores: Path, name: str, scope: str, slots: int, handler: str
+) -> None:
+    policy, pool, batch = POLICIES[name], PoolConfig(scope, slots), 1 + 3 * (slots % 4 > 0)
+    wild: dict[str, Any] = {} if slots == 10 else {"predictor": Wild, "planner": Wild}
+    with opened(folder, stores, policy, pool, **wild) as session:
+        tokens, logits = generate(session.model, prompts(batch))
+        late = Late(
+            session,
+            lambda shape: Controller(policy, shape, pool, **{n: make() for n, make in wild.items()}),
+            handler,
+            slots,
+        )
+        again, values = generate(session.model, prompts(batch))
+        assert torch.equal(tokens, again)
+        assert all(torch.equal(a, b) for a, b in zip(logits, values, strict=True))
+        made = [entry[2:] for entry in session.log]
+        assert [entry[2:] for entry in late.controller.log] == made and made
+        assert late.streams.hostwaits == late.waits
+        counts = late.transfer.counts()
+        assert counts.demand_bytes + counts.ahead_bytes == counts.copies * session.store.layout.nbytes
+        table = late.executor.table
+        for pool_index, states in enumerate(late.pools):
+            for slot in range(late.controller.slots[pool_index]):
+                key = states.key(slot)
+                if key is not None and table.host_LE[key.layer, key.expert] == slot:
+                    assert states.state(slot) is CopyState.READY
+                    row = torch.from_numpy(session.store.buffer(key).copy())
+                    assert torch.equal(states.buffer[slot, : len(row)], row)
+        assert torch.equal(table.slots_LE, torch.from_numpy(table.host_LE))
+        late.transfer.close()
+        late.transfer.close()
+        with pytest.raises(TransferError, match="closed"):
+            late.transfer.submit(ExpertKey(0, 0), 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["direct", "tier"])
+def test_experts_that_no_memory_holds_pass_through_it(folder: Path, stores: Path, kind: str) -> None:
+    pool = PoolConfig("layer", 2)
+    with opened(folder, stores, Lru(), pool) as session:
+        tokens, logits = generate(session.model, prompts(4))
+        Late(session, lambda shape: Controller(Lru(), shape, pool), "fetch", 3, kind)
+        again, values = generate(session.model, prompts(4))
+        assert torch.equal(tokens, again)
+        assert all(torch.equal(a, b) for a, b in zip(logits, values, strict=True))
+        with pytest.raises(InputError, match="zero_copy"):
+            Late(session, lambda shape: Controller(Lru(), shape, pool), "zero_copy", 3, kind)
+
+
+def test_copies_ahead_wait_on_the_host_and_can_be_dropped(folder: Path, stores: Path) -> None:
+    with opened(folder, stores, Lru(), PoolConfig("layer", 2)) as session:
+        pool = SlotPool(session.store.layout, 10)
+        streams = LateStreams(0)
+        streams.random = type("Never", (), {"integers": staticmethod(lambda *_: 0)})()  # type: ignore[assignment]
+        transfer = DeviceTransfer(session.store, [pool], streams)
+        for slot in range(8):
+            transfer.submit(ExpertKey(0, slot), 0, slot, ahead=True)
+        assert len(streams.queue) == IN_FLIGHT
+        assert not transfer.cancel(0, 0) and transfer.cancel(0, 6) and not transfer.cancel(0, 6)
+        assert pool.state(6) is CopyState.EMPTY and pool.state(5) is CopyState.LOADING
+        transfer.submit(ExpertKey(0, 9), 0, 7)  # on demand, into a slot whose copy ahead had not begun
+        assert len(streams.queue) == IN_FLIGHT + 1
+        transfer.wait(0, 7)
+        row = torch.from_numpy(session.store.buffer(ExpertKey(0, 9)).copy())
+        assert torch.equal(pool.buffer[7, : len(row)], row)
+        transfer.wait(0, 5)  # goes first now
+        counts = transfer.counts()
+        assert (counts.cancelled, counts.promoted) == (2, 1)
+        assert pool.state(5) is CopyState.READY and pool.state(7) is CopyState.READY
