@@ -14,6 +14,7 @@ from rgpu.runtime.loading import load_resident
 from rgpu.runtime.session import OffloadSession
 from rgpu.traces.trace import Trace
 from tests.live_models import Case, build, generate, prompts
+from tests.unit.runtime.generating import with_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -51,3 +52,16 @@ def calibration(cases: dict[str, Case], cache: Path) -> Trace:
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("stores")
+
+
+@pytest.fixture
+def stores(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands keep their stores in `cache`."""
+    monkeypatch.setenv("RGPU_CACHE", str(cache))
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3-MoE whose experts the quantised formats can hold, with a tokenizer and a chat template."""
+    folder = build("qwen3_moe", tmp_path_factory.mktemp("wide"), hidden_size=64, moe_intermediate_size=32)
+    return with_tokenizer(folder, "w5 {{ messages[0]['content'] }} w6")

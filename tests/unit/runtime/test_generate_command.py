@@ -1,41 +1,21 @@
 """`rgpu generate` on a tiny model with a tokenizer: its figures, its checks, its one-line mistakes."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_module
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from rgpu.errors import InputError
-from rgpu.experiments.generate import run
 from rgpu.traces.storage import load_trace
 from tests.live_models import EXPERTS, build
-
-WORDS = ["<pad>", "<eos>", "<unk>", *(f"w{i}" for i in range(93))]
+from tests.unit.runtime.generating import generate, with_tokenizer
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = build("qwen3_moe", tmp_path_factory.mktemp("with_tokenizer"))
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    ).save_pretrained(made)
-    return made
+    return with_tokenizer(build("qwen3_moe", tmp_path_factory.mktemp("with_tokenizer")))
 
 
-@pytest.fixture(autouse=True)
-def _stores(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RGPU_CACHE", str(cache))
-
-
-def generate(folder: Path, *overrides: str) -> dict[str, Any]:
-    with initialize_config_module("rgpu.conf", version_base="1.3"):
-        cfg = compose("generate", [f"model={folder}", "max_new_tokens=5", "prompt='w1 w2 w3'", *overrides])
-    return run(cfg)
+pytestmark = pytest.mark.usefixtures("stores")
 
 
 def test_figures_and_checks(folder: Path, tmp_path: Path) -> None:
