@@ -12,6 +12,9 @@ from rgpu.errors import InputError
 def page_locked(memory: torch.Tensor) -> Iterator[None]:
     """`memory`, contiguous on the host, stays in RAM in here, and the GPU reaches it. Where it is, whole: an allocation by
     torch's own page-locking allocator would take up to twice the bytes."""
+    if memory.is_pinned():
+        yield
+        return
     runtime = torch.cuda.cudart()
     address, nbytes = memory.untyped_storage().data_ptr(), memory.untyped_storage().nbytes()
     code = int(runtime.cudaHostRegister(address, nbytes, 0))

@@ -56,10 +56,15 @@ def read_architecture(model_dir: Path) -> Architecture:
     quantised = getattr(config, "quantization_config", None)
     if quantised is not None:
         del config.quantization_config  # what is left is loaded as plain numbers, whatever the experts are stored in
+    return architecture_of(config, f"{model_dir}", quantised)
+
+
+def architecture_of(config: PretrainedConfig, name: str, quantised: dict[str, Any] | None = None) -> Architecture:
+    """The architecture that a config describes; `name` is the model's in errors."""
     mapping: Any = AutoModelForCausalLM._model_mapping
     if type(config) not in mapping:
         raise InputError(
-            f"cannot run {model_dir}: got model type '{config.model_type}' without a causal language model in "
+            f"cannot run {name}: got model type '{config.model_type}' without a causal language model in "
             "transformers; expected a Mixture-of-Experts one such as qwen3_moe or olmoe"
         )
     model_class = mapping[type(config)]
@@ -72,7 +77,7 @@ def read_architecture(model_dir: Path) -> Architecture:
     if odd or len(classes) > 1 or not hasattr(experts, "gate_up_proj"):
         got = ", ".join(odd) or " and ".join(sorted(c.__name__ for c in classes))
         raise InputError(
-            f"cannot run {model_dir}: got experts with {got}; expected gated experts (gate_up_proj, down_proj) as in "
+            f"cannot run {name}: got experts with {got}; expected gated experts (gate_up_proj, down_proj) as in "
             "qwen3_moe, mixtral or gpt_oss; choose such a model"
         )
     layer_ids = tuple(layer.layer_id for layer in layers)

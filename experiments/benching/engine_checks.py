@@ -1,0 +1,167 @@
+"""Is the engine right on a GPU? Tiny models with real weights, against stock transformers there and against ourselves.
+
+Each check gives (name, holds, what was found).
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from rgpu.kernels.compute_cpu import CpuCompute
+from rgpu.kernels.compute_triton import on_gpu
+from rgpu.policies.lru import Lru
+from rgpu.policies.on_demand import OnDemand
+from rgpu.quant.int4 import Int4
+from rgpu.quant.mxfp4 import Mxfp4
+from rgpu.replay.controller import Controller, replay_events
+from rgpu.replay.pool import PoolConfig
+from rgpu.replay.stream import routing_events
+from rgpu.runtime.architecture import read_architecture
+from rgpu.runtime.loading import load_resident
+from rgpu.runtime.session import OffloadSession
+
+COLUMNS = ("check", "holds", "found")
+EXPERTS, TOP_K, LAYERS, TOKENS = 16, 4, 4, 24
+_COMMON: dict[str, Any] = {
+    "vocab_size": 512, "hidden_size": 256, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 64, "num_experts_per_tok": TOP_K, "max_position_embeddings": 512, "eos_token_id": 1, "bos_token_id": 2,
+    "pad_token_id": 0, "initializer_range": 0.1,
+}  # fmt: skip
+KINDS: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {
+        "num_experts": EXPERTS,
+        "moe_intermediate_size": 128,
+        "intermediate_size": 256,
+        "norm_topk_prob": True,
+    },
+    "gpt_oss": {"num_local_experts": EXPERTS, "intermediate_size": 128, "layer_types": ["full_attention"] * LAYERS},
+}
+Result = tuple[str, bool, str]
+
+
+def checks(folder: Path) -> Iterator[Result]:
+    """Everything, in the order of what it rests on; a check that raises is a check that fails."""
+    for kind, changed in KINDS.items():
+        where = folder / kind
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**(_COMMON | changed))).save_pretrained(where)
+        for dtype in (torch.float32, torch.bfloat16):
+            name = f"{kind} {str(dtype).removeprefix('torch.')} experts on the GPU as stock eager, bit for bit"
+            yield _guarded(name, _floats, where, folder / "stores", dtype)
+        quant = Int4(32) if kind == "qwen3_moe" else Mxfp4()
+        yield from _quantised(kind, where, folder / "stores", quant)
+
+
+def _guarded(name: str, check: Callable[..., tuple[bool, str]], *arguments: Any) -> Result:
+    try:
+        return (name, *check(*arguments))
+    except Exception as error:
+        return name, False, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def inputs() -> dict[str, torch.Tensor]:
+    """Three prompts of unlike length, padded on the left."""
+    made = torch.randint(3, 500, (3, 20), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(made)
+    for row, short in enumerate((0, 5, 12)):
+        mask[row, :short], made[row, :short] = 0, 0
+    return {"input_ids": made, "attention_mask": mask}
+
+
+def generated(model: Any, **options: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """(new tokens, logits of every step), greedily."""
+    given = {name: value.to(model.device) for name, value in inputs().items()}
+    out = model.generate(**given, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False, pad_token_id=0,
+                         return_dict_in_generate=True, output_logits=True, disable_compile=True, **options)  # fmt: skip
+    return out.sequences[:, 20:].cpu(), [step.float().cpu() for step in out.logits]
+
+
+def same(a: tuple[torch.Tensor, list[torch.Tensor]], b: tuple[torch.Tensor, list[torch.Tensor]]) -> bool:
+    """Bit for bit."""
+    return torch.equal(a[0], b[0]) and all(torch.equal(x, y) for x, y in zip(a[1], b[1], strict=True))
+
+
+def far(a: tuple[torch.Tensor, list[torch.Tensor]], b: tuple[torch.Tensor, list[torch.Tensor]]) -> float:
+    """The largest difference of the first step's logits, as a share of their size."""
+    return float((a[1][0] - b[1][0]).abs().max() / b[1][0].abs().max())
+
+
+def _floats(where: Path, stores: Path, dtype: torch.dtype) -> tuple[bool, str]:
+    stock = load_resident(where, read_architecture(where), dtype).cuda()
+    wanted = generated(stock)
+    with OffloadSession.open(
+        where, lambda shape: Controller(Lru(), shape, PoolConfig("layer", 5)), dtype=dtype, cache=stores, store="ram",
+        device="cuda", record=False,
+    ) as session:  # fmt: skip
+        made = generated(session.model)
+    return same(made, wanted), f"largest difference {far(made, wanted):.2e}"
+
+
+def _quantised(kind: str, where: Path, stores: Path, quant: Any) -> Iterator[Result]:
+    def opened(slots: int, handler: str = "fetch", policy: Any = None, **options: Any) -> OffloadSession:
+        chosen: dict[str, Any] = {"store": "ram", "device": "cuda", "kernel": on_gpu, "record": False} | options
+        pool = PoolConfig("layer", slots)
+        return OffloadSession.open(
+            where, lambda shape: Controller(policy or Lru(), shape, pool), dtype=torch.bfloat16, cache=stores, quantize=quant,
+            handler=handler, **chosen,
+        )  # fmt: skip
+
+    with opened(EXPERTS, device="cpu", kernel=CpuCompute) as session:
+        on_cpu = generated(session.model)
+    with opened(EXPERTS, graphs=False) as session:
+        resident = generated(session.model)
+        static = generated(session.model, cache_implementation="static")
+    name = f"{kind} {quant.name}"
+    error = far(resident, on_cpu)
+    yield f"{name} on the GPU near the CPU's kernel", error < 0.05, f"{error:.2e} of the largest logit"
+    ways: list[tuple[str, dict[str, Any]]] = [
+        ("a quarter resident, fetch", {"slots": 5}),
+        ("one slot", {"slots": 2}),
+        ("on demand", {"slots": 5, "policy": OnDemand()}),
+        ("a quarter resident, zero copy", {"slots": 5, "handler": "zero_copy"}),
+        ("from a file, past the page cache", {"slots": 5, "store": "direct"}),
+        ("from a tier", {"slots": 5, "store": "tier", "ram_experts": 20}),
+    ]
+    for text, options in ways:
+
+        def growing(options: dict[str, Any] = options) -> tuple[bool, str]:
+            with opened(graphs=False, **options) as session:
+                made = generated(session.model)
+            return same(made, resident), f"largest difference {far(made, resident):.2e}"
+
+        def replayed(options: dict[str, Any] = options) -> tuple[bool, str]:
+            with opened(**options) as session:
+                made = [generated(session.model, cache_implementation="static") for _ in range(2)]
+                graphs = session.graphs
+            assert graphs is not None
+            held = same(made[0], static) and same(made[1], static) and graphs.replayed > TOKENS
+            return (
+                held,
+                f"{graphs.replayed} steps replayed of {graphs.captured} captures, {far(made[0], static):.2e} apart",
+            )
+
+        yield _guarded(f"{name}, {text}: bits of the resident run", growing)
+        yield _guarded(f"{name}, {text}: graphs", replayed)
+    yield _guarded(f"{name}, all resident: the step as one graph", lambda: _whole(opened, static))
+    yield _guarded(f"{name}: a replay of the run's own trace decides the same", lambda: _again(opened))
+
+
+def _whole(opened: Any, static: Any) -> tuple[bool, str]:
+    with opened(EXPERTS) as session:
+        made = [generated(session.model, cache_implementation="static") for _ in range(3)]
+        captured = session.graphs._captured
+        whole = sum(key[1] for key in captured)
+    return all(same(one, static) for one in made) and whole > 0, f"{whole} of {len(captured)} captures in one piece"
+
+
+def _again(opened: Any) -> tuple[bool, str]:
+    with opened(5, record=True) as session:
+        generated(session.model, cache_implementation="static")
+        replayed = session.graphs.replayed
+        fresh = Controller(Lru(), session.shape, PoolConfig("layer", 5))
+        replay_events(fresh, routing_events(session.trace()))
+        same_log = fresh.log == session.log and fresh.hits == session.controller.hits
+    return same_log and replayed > 0 and bool(fresh.log), f"{len(fresh.log)} decisions, {replayed} steps of graphs"
