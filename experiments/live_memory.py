@@ -16,12 +16,15 @@ from rgpu.experiments.inputs import parse_bytes
 from rgpu.experiments.live import Setup
 from rgpu.experiments.live_store import Stored, layout_of
 from rgpu.memory.process import PeakMemory
-from rgpu.planning.memory_plan import MemoryPlan, MemoryRow, plan_memory, readable
+from rgpu.planning.memory_plan import MIB, MemoryPlan, MemoryRow, plan_memory, readable
 from rgpu.planning.model_facts import ModelFacts
 from rgpu.runtime.architecture import Architecture
 from rgpu.runtime.model_bytes import read_facts
 from rgpu.store.tiers import DISK, RAM, TIER
 
+# The process row covers a policy that is compiled for the first time (measured: 432 to 511 MiB); reading features and a
+# predictor beside it took 518.
+_COMPILED = 32 * MIB
 _EVENT, _MEMBER = 384, 128  # bytes of Python objects in the decision log: of an event, and of each expert in it
 
 
@@ -77,6 +80,8 @@ def held(cfg: DictConfig, facts: ModelFacts, made: Stored, setup: Setup, sizes: 
         each = 4 * (facts.top_k * (2 * facts.intermediate + 2 * facts.hidden) + facts.hidden)
         where = "vram" if gpu else "ram"
         rows.append(MemoryRow("kernel", tokens * each, where, f"float32 of {tokens} tokens in {facts.top_k} experts"))
+    if setup.predictor is not None or setup.policy.traits.feature:
+        rows.append(MemoryRow("compilation", _COMPILED, "ram", f"of {setup.policy.name} and {setup.predictor}, once"))
     if setup.calibration_bytes:
         rows.append(MemoryRow("calibration", setup.calibration_bytes, "ram", "the trace in calibration.trace"))
     if setup.logs:
