@@ -105,18 +105,19 @@ def _quantised(kind: str, where: Path, stores: Path, quant: Any) -> Iterator[Res
         chosen: dict[str, Any] = {"store": "ram", "device": "cuda", "kernel": on_gpu, "record": False} | options
         pool = PoolConfig("layer", slots)
         return OffloadSession.open(
-            where, lambda shape: Controller(policy or Lru(), shape, pool), dtype=torch.bfloat16, cache=stores, quantize=quant,
-            handler=handler, **chosen,
+            where, lambda shape: Controller(policy or Lru(), shape, pool), cache=stores, quantize=quant, handler=handler,
+            **({"dtype": torch.bfloat16} | chosen),
         )  # fmt: skip
 
-    with opened(EXPERTS, device="cpu", kernel=CpuCompute) as session:
+    name = f"{kind} {quant.name}"
+    with opened(EXPERTS, device="cpu", kernel=CpuCompute, dtype=torch.float32) as session:
         on_cpu = generated(session.model)
+    with opened(EXPERTS, graphs=False, dtype=torch.float32) as session:
+        error = far(generated(session.model), on_cpu)
+    yield f"{name} in float32 on the GPU near the CPU's kernel", error < 0.01, f"{error:.2e} of the largest logit"
     with opened(EXPERTS, graphs=False) as session:
         resident = generated(session.model)
         static = generated(session.model, cache_implementation="static")
-    name = f"{kind} {quant.name}"
-    error = far(resident, on_cpu)
-    yield f"{name} on the GPU near the CPU's kernel", error < 0.05, f"{error:.2e} of the largest logit"
     ways: list[tuple[str, dict[str, Any]]] = [
         ("a quarter resident, fetch", {"slots": 5}),
         ("one slot", {"slots": 2}),

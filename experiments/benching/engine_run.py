@@ -3,6 +3,7 @@
 Legend: B sequences, N tokens.
 """
 
+import gc
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -100,6 +101,8 @@ def run(
         return row, out
     finally:
         session.close()
+        del session
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(1.0)
 

@@ -48,6 +48,10 @@ class SlotPool:
         self._key: list[ExpertKey | None] = [None] * rows
         self._lock = threading.Lock()
 
+    def release(self) -> None:
+        """Lets go of the buffer, whoever still holds the pool."""
+        self.buffer = self.buffer.new_empty(0, self.layout.stride)
+
     def state(self, slot: int) -> CopyState:
         """The slot's copy state."""
         if self._last[slot] != self._done[slot]:

@@ -127,7 +127,10 @@ class OffloadSession:
         make_controller(self.shape).observe(sample_event(self.shape, hidden))  # compiles the policy; thrown away
         self.controller = make_controller(self.shape)
         rows = [slots + self.controller.staging for slots in self.controller.slots]
-        self.pools = [SlotPool(self.store.layout, count, self.device) for count in rows]
+        self.pools = []
+        for count in rows:
+            self.pools.append(SlotPool(self.store.layout, count, self.device))
+            self._stack.callback(self.pools[-1].release)
         tracker = self._stack.enter_context(PassTracker(self.model))
         if record:
             self._record(hidden)

@@ -118,25 +118,38 @@ class StepGraphs:
         self._forward = model.forward
         self._seen: set[Any] = set()
         self._captured: dict[Any, _Captured] = {}
+        self._cache: Any = None
         self._memory = torch.cuda.graph_pool_handle()
         self.replayed = 0
         self.captured = 0
         had = "forward" in vars(model)
-        model.forward = functools.wraps(model.forward)(self._step)
+
+        @functools.wraps(model.forward)  # transformers reads the signature
+        def step(*args: Any, **kwargs: Any) -> Any:
+            return self._step(*args, **kwargs)
+
+        model.forward = step
         stack.callback(setattr, model, "forward", self._forward) if had else stack.callback(delattr, model, "forward")
-        stack.callback(self._captured.clear)
+        stack.callback(self._forget)
+
+    def _forget(self) -> None:
+        self._captured.clear()
+        self._seen.clear()
+        self._cache = None
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
         kind = None if args else _kind_of(kwargs)
         if kind is None:
             return self._forward(*args, **kwargs)
+        cache = _cache_of(kwargs)
+        if cache is not self._cache:  # captures point into the old one and would keep its memory
+            self._forget()
+            self._cache = cache
         if kind not in self._seen:
             self._seen.add(kind)
             return self._forward(**kwargs)
         whole = bool((self.executor.table.host_LE >= 0).all())
         if (kind, whole) not in self._captured:
-            if len(self._captured) >= 8:  # each holds memory; caches come and go
-                self._captured.clear()
             self._captured[kind, whole] = _Captured(self.executor, self._forward, kwargs, whole, self._memory)
             self.captured += 1
         self.replayed += 1
@@ -146,7 +159,7 @@ class StepGraphs:
 def _kind_of(kwargs: dict[str, Any]) -> Any:
     """What must be equal for one capture to serve another call; None where a call is not such a step."""
     ids = kwargs.get("input_ids")
-    cache = next((kwargs[name] for name in _CACHES if kwargs.get(name) is not None), None)
+    cache = _cache_of(kwargs)
     if ids is None or ids.shape[1] != 1 or ids.shape[0] > FEW or not ids.is_cuda or cache is None:
         return None
     layers = getattr(cache, "layers", None)
@@ -158,6 +171,10 @@ def _kind_of(kwargs: dict[str, Any]) -> Any:
     except TypeError:
         return None
     return kind
+
+
+def _cache_of(kwargs: dict[str, Any]) -> Any:
+    return next((kwargs[name] for name in _CACHES if kwargs.get(name) is not None), None)
 
 
 def _ready(layer: Any) -> bool:
