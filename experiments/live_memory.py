@@ -22,8 +22,8 @@ from rgpu.runtime.architecture import Architecture
 from rgpu.runtime.model_bytes import read_facts
 from rgpu.store.tiers import DISK, RAM, TIER
 
-# The process row covers a policy that is compiled for the first time (measured: 432 to 511 MiB); reading features and a
-# predictor beside it took 518.
+# The process row covers a policy or a predictor that is compiled for the first time (measured: 432 to 511 MiB); both at
+# once took 518.
 _COMPILED = 32 * MIB
 _EVENT, _MEMBER = 384, 128  # bytes of Python objects in the decision log: of an event, and of each expert in it
 
@@ -80,7 +80,7 @@ def held(cfg: DictConfig, facts: ModelFacts, made: Stored, setup: Setup, sizes: 
         each = 4 * (facts.top_k * (2 * facts.intermediate + 2 * facts.hidden) + facts.hidden)
         where = "vram" if gpu else "ram"
         rows.append(MemoryRow("kernel", tokens * each, where, f"float32 of {tokens} tokens in {facts.top_k} experts"))
-    if setup.predictor is not None or setup.policy.traits.feature:
+    if setup.predictor is not None and setup.policy.traits.feature:
         rows.append(MemoryRow("compilation", _COMPILED, "ram", f"of {setup.policy.name} and {setup.predictor}, once"))
     if setup.calibration_bytes:
         rows.append(MemoryRow("calibration", setup.calibration_bytes, "ram", "the trace in calibration.trace"))
