@@ -1,6 +1,6 @@
 """The engine on a GPU: is it right, and how fast does it decode models of true size under memory caps?
 
-    python benchmarks/gpu_engine.py [--out DIR] [--budget 240] [--parts checks,qwen,oss,big] [--routing DIR]
+    python benchmarks/gpu_engine.py [--out DIR] [--budget 240] [--parts checks,qwen,oss,big,stock] [--routing DIR]
 
 Needs torch, triton, transformers and numba. Weights are random at true size. Routing is forced from the ids in the folder
 --routing, PART.npy (uint8 [tokens, layers, k]) with PART.json, where they are, else it is the random router's own. Exit
@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
-PARTS = ("checks", "qwen", "oss", "big")
+PARTS = ("checks", "qwen", "oss", "big", "stock")
 
 
 def checks(out: Path, end: float) -> bool:
@@ -88,11 +88,19 @@ def speed(which: str, out: Path, end: float, routing: Path | None) -> bool:
             break
         try:
             row, tokens = engine_run.run(
-                made, policy, int(cap * GIB), handler, graphs=graphs, batch=batch, wanted=first.get(batch)
+                made,
+                policy,
+                int(cap * GIB),
+                handler,
+                graphs=graphs,
+                batch=batch,
+                wanted=first.get(batch),
+                warm=cap >= 24 and which != "big",
+                tokens=48,
             )
             first.setdefault(batch, tokens)
         except Exception as error:  # one configuration must not hide the others
-            traceback.print_exc()
+            traceback.print_exc(limit=-3)
             row = dict.fromkeys(engine_run.COLUMNS, "") | {
                 "model": made.name, "cap_gib": cap, "policy": policy.name, "handler": handler, "graphs": graphs, "batch": batch,
                 "error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
@@ -104,6 +112,17 @@ def speed(which: str, out: Path, end: float, routing: Path | None) -> bool:
         print(made.name, {name: row[name] for name in shown}, flush=True)
         held = held and row["same_tokens"] is not False
     return held
+
+
+def stock(out: Path) -> bool:
+    from rgpu.experiments.benching.engine_stock import COLUMNS, compare
+    from rgpu.experiments.benching.table import append_rows
+
+    rows = compare()
+    append_rows(out / "engine_stock.csv", rows, COLUMNS)
+    for row in rows:
+        print(row, flush=True)
+    return all(row["same_tokens"] is not False for row in rows)
 
 
 def note(out: Path, **facts: Any) -> None:
@@ -135,7 +154,10 @@ def main() -> None:
         start = time.time()
         try:
             end = began + arguments.budget
-            held[part] = checks(out, end) if part == "checks" else speed(part, out, end, arguments.routing)
+            if part == "stock":
+                held[part] = stock(out)
+            else:
+                held[part] = checks(out, end) if part == "checks" else speed(part, out, end, arguments.routing)
         except Exception:  # the other parts still run
             traceback.print_exc()
             held[part] = False

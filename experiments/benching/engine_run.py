@@ -33,7 +33,7 @@ COLUMNS = (
     "model", "format", "routing", "cap_gib", "policy", "handler", "graphs", "batch", "slots", "experts", "hit_rate",
     "misses_per_token", "mb_per_token", "tpot_ms_p20", "tpot_ms_p50", "tpot_ms_p80", "tokens_per_s", "ttft_ms",
     "link_ms_per_token",
-    "stall_ms_per_token", "planned_gib", "reserved_gib", "used_gib", "captured", "same_tokens", "steps", "error",
+    "stall_ms_per_token", "dense_gib", "planned_gib", "reserved_gib", "used_gib", "captured", "same_tokens", "steps", "error",
 )  # fmt: skip
 
 
@@ -55,6 +55,8 @@ class Made:
 
 def make(name: str, config: PretrainedConfig, fmt: str, quant: QuantFormat, ids_NLK: np.ndarray, routing: str) -> Made:
     """Dense part on the GPU, experts in page-locked memory, routing from recorded ids."""
+    gc.collect()
+    torch.cuda.empty_cache()
     device = torch.device("cuda")
     architecture = architecture_of(config, name)
     layout = SlotLayout(architecture.intermediate, architecture.hidden, quant, architecture.bias)
@@ -68,9 +70,9 @@ def make(name: str, config: PretrainedConfig, fmt: str, quant: QuantFormat, ids_
 
 def run(
     made: Made, policy: Policy, cap_bytes: int, handler: str, *, graphs: bool = True, batch: int = 1, tokens: int = 64,
-    prompt: int = 32, wanted: torch.Tensor | None = None, context: int = 2048,
+    prompt: int = 32, wanted: torch.Tensor | None = None, context: int = 2048, warm: bool = False,
 ) -> tuple[dict[str, Any], torch.Tensor]:  # fmt: skip
-    """(the row, the tokens [B, N])."""
+    """(the row, the tokens [B, N]). `warm`: pools are filled before the first token."""
     device, total = torch.device("cuda"), torch.cuda.get_device_properties(0).total_memory
     plan = plan_memory(
         made.facts, vram=cap_bytes, ram=1 << 40, context=context, batch=batch, prefill_rows=batch * prompt
@@ -79,13 +81,16 @@ def run(
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     torch.cuda.set_per_process_memory_fraction(min(1.0, (cap_bytes - CUDA_BYTES) / total))
-    telemetry = Telemetry()
+    telemetry, before = Telemetry(), torch.cuda.memory_allocated()
+    shape = made.source.shape(made.architecture.top_k)
+    uses_LE = np.ones((shape.layers, shape.experts), np.int64) if warm else None
     pool = PoolConfig("layer", plan.slots, None, plan.staging)
     forced = ForcedRouting(made.ids_NLK, batch * prompt, device)
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, made.config.get_text_config().vocab_size, (batch, prompt), generator=generator).to(device)
     session = OffloadSession(
-        made.model, None, made.architecture, made.source, lambda shape: Controller(policy, shape, pool, keep_log=False),
+        made.model, None, made.architecture, made.source,
+        lambda shape: Controller(policy, shape, pool, keep_log=False, uses_LE=uses_LE),
         record=False, handler=handler, kernel=on_gpu, telemetry=telemetry, device=device, graphs=graphs,
     )  # fmt: skip
     try:
@@ -97,6 +102,7 @@ def run(
         torch.cuda.synchronize()
         out = sequences[:, prompt:].cpu()
         row = _row(made, policy, plan, cap_bytes, handler, graphs, batch, session, telemetry)
+        row["dense_gib"] = round(before / 2**30, 3)
         row["same_tokens"] = None if wanted is None else bool(torch.equal(out, wanted))
         return row, out
     finally:

@@ -29,19 +29,11 @@ class SlotPool:
     not READY) raise `ConsistencyError`: they would mean that a decision and its execution disagree.
     """
 
-    def __init__(self, layout: RowLayout, rows: int, device: torch.device | None = None) -> None:
+    def __init__(self, layout: RowLayout, rows: int, buffer_SB: torch.Tensor | None = None) -> None:
         self.layout = layout
         self.rows = rows
         self.nbytes = rows * layout.stride
-        try:
-            raw = torch.empty(self.nbytes + _PAGE, dtype=torch.uint8, device=device)
-        except (MemoryError, RuntimeError):  # torch raises the latter
-            raise InputError(
-                f"cannot allocate a pool of {rows} slots: got no memory for {self.nbytes} bytes ({layout.stride} a slot); "
-                "lower pool.slots"
-            ) from None
-        start = -raw.data_ptr() % _PAGE
-        self.buffer = raw[start : start + self.nbytes].view(rows, layout.stride)
+        self.buffer = allocate(layout, rows) if buffer_SB is None else buffer_SB
         self._last = [0] * rows  # ticket of the last copy queued
         self._done = [0] * rows  # of the last that ended
         self._pinned = [False] * rows
@@ -103,3 +95,27 @@ class SlotPool:
         """The computation on `slot` is done."""
         with self._lock:
             self._pinned[slot] = False
+
+
+def allocate(layout: RowLayout, rows: int, device: torch.device | None = None) -> torch.Tensor:
+    """uint8 [rows, stride], beginning at a page; `InputError` where there is no memory for it."""
+    nbytes = rows * layout.stride
+    try:
+        raw = torch.empty(nbytes + _PAGE, dtype=torch.uint8, device=device)
+    except (MemoryError, RuntimeError):  # torch raises the latter
+        raise InputError(
+            f"cannot allocate {rows} slots: got no memory for {nbytes} bytes ({layout.stride} a slot); lower pool.slots"
+        ) from None
+    start = -raw.data_ptr() % _PAGE
+    return raw[start : start + nbytes].view(rows, layout.stride)
+
+
+def make_pools(layout: RowLayout, rows: list[int], device: torch.device) -> list[SlotPool]:
+    """One pool each; on a GPU out of one allocation, as its allocator rounds every one up by as much as 2 MiB."""
+    if device.type == "cpu":
+        return [SlotPool(layout, count) for count in rows]
+    whole_SB, pools, start = allocate(layout, sum(rows), device), [], 0
+    for count in rows:
+        pools.append(SlotPool(layout, count, whole_SB[start : start + count]))
+        start += count
+    return pools

@@ -23,6 +23,8 @@ from rgpu.types import ExpertKey
 HANDLERS = (FETCH, ZERO_COPY)
 FEW = 16  # tokens up to which a kernel's buffers are kept, one set a number of tokens: graphs point into them
 Step = Callable[[PooledExperts, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Host = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # ids, weights and hidden states of an event, on the host
+Launch = Callable[[torch.Tensor, torch.Tensor], None]  # (rows, slot of each pair on the host): queues the computation
 MakeKernel = Callable[[], Any]  # -> an ExpertCompute with `wave` and `finish`
 
 
@@ -46,9 +48,11 @@ class DeviceExecutor(PoolExecutor):
                 "pool.miss: got zero_copy; expected a store that holds every expert in memory; set store=ram"
             )
         self.device = device
+        self.store: ExpertSource
         self.table = SlotTable(len(store.layer_ids), store.experts, device)
         self._make_kernel = kernel
         self._kernels: dict[int, Any] = {}
+        self._served: dict[tuple[int, ...], torch.Tensor] = {}  # all zeros: some wave had every pair
         self.readback = Readback()
         self.step: Step = self.at_once  # changed while a step is captured or replayed
         self.transfer: DeviceTransfer
@@ -73,20 +77,21 @@ class DeviceExecutor(PoolExecutor):
         """Queues the residents' pairs, as the table has them when the device gets there."""
         pool = self.pools[self.controller.pool_of(layer)]
         slot_TK = self.table.slots_LE[layer][ids_TK.long()]
-        self._kernel(len(x_TD)).wave(x_TD, pool.buffer, slot_TK, weights_TK.float())
+        self.kernel(len(x_TD)).wave(x_TD, pool.buffer, slot_TK, weights_TK.float())
 
     def rest(
-        self, layer: int, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor, computed: bool = False
-    ) -> None:
-        """Waits for the router's choice, decides, and queues copies and, unless all is `computed` already, what `hits` could
-        not compute."""
-        event = self._event(layer, x_TD, ids_TK, weights_TK)
+        self, layer: int, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor, *, host: Host | None = None,
+        launch: Launch | None = None, computed: bool = False,
+    ) -> None:  # fmt: skip
+        """Waits for the router's choice (unless the caller has: `host`), decides, and queues copies and, unless all is
+        `computed` already, what `hits` could not compute (by `launch`, where that is something else than a kernel's call)."""
+        event = self._event(layer, x_TD, ids_TK, weights_TK) if host is None else self._event_of(layer, *host)
         decision = self.controller.observe(event)
         ahead, late = in_time(self.controller.ahead(), decision.pool)
         missing = (self.table.host_LE[layer, decision.experts] < 0) & (not computed)
         loads = [*ahead, *late]
         if missing.any():
-            wave = _Wave(self, event.experts_TK, x_TD, weights_TK)
+            wave = _Wave(self, event.experts_TK, launch or self._launch(x_TD, weights_TK))
             if self.in_place:
                 self._from_the_store(decision, missing, wave)
                 loads = [decision, *loads]
@@ -102,10 +107,24 @@ class DeviceExecutor(PoolExecutor):
 
     def combine(self, x_TD: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         """[T, D]: the sum of what `hits` and `rest` computed."""
-        kernel = self._kernel(len(x_TD))
-        served_TK = torch.zeros(weights_TK.shape, dtype=torch.int32, device=self.device)
-        out_TD: torch.Tensor = kernel.finish(x_TD, served_TK, weights_TK.float())
+        shape = tuple(weights_TK.shape)
+        if shape not in self._served or shape[0] > FEW:
+            self._served[shape] = torch.zeros(shape, dtype=torch.int32, device=self.device)
+        out_TD: torch.Tensor = self.kernel(len(x_TD)).finish(x_TD, self._served[shape], weights_TK.float())
         return out_TD
+
+    def sources(self, layer: int) -> list[torch.Tensor]:
+        """The rows that members of a layer may be computed from."""
+        pool_SB = self.pools[self.controller.pool_of(layer)].buffer
+        return [pool_SB, self.store.rows_SB] if self.in_place else [pool_SB]
+
+    def _launch(self, x_TD: torch.Tensor, weights_TK: torch.Tensor) -> Launch:
+        kernel, weights_TK = self.kernel(len(x_TD)), weights_TK.float()
+
+        def launch(rows_SB: torch.Tensor, slot_TK: torch.Tensor) -> None:
+            kernel.wave(x_TD, rows_SB, slot_TK.to(self.device, non_blocking=True), weights_TK)
+
+        return launch
 
     def _wave_by_wave(self, decision: Decision, missing: np.ndarray, wave: "_Wave", ahead: list[Decision]) -> None:
         last = len(decision.waves) - 1
@@ -125,7 +144,6 @@ class DeviceExecutor(PoolExecutor):
                     wave.compute(pool.buffer, [(int(decision.experts[i]), slot) for i, slot in some])
 
     def _from_the_store(self, decision: Decision, missing: np.ndarray, wave: "_Wave") -> None:
-        assert self.store is not None
         members = [ExpertKey(int(decision.layers[i]), int(decision.experts[i])) for i in np.flatnonzero(missing)]
         wave.compute(self.store.rows_SB, [(key.expert, self.store.row(key)) for key in members])
 
@@ -157,7 +175,8 @@ class DeviceExecutor(PoolExecutor):
                     self.table.set(key, slot)
         self.table.upload()
 
-    def _kernel(self, tokens: int) -> Any:
+    def kernel(self, tokens: int) -> Any:
+        """The kernel, with its buffers, for passes of so many tokens."""
         kept = tokens if tokens <= FEW else 0
         if kept not in self._kernels:
             self._kernels[kept] = self._make_kernel()
@@ -167,20 +186,17 @@ class DeviceExecutor(PoolExecutor):
 class _Wave:
     """Computes some members of one event from some rows."""
 
-    def __init__(
-        self, executor: DeviceExecutor, ids_TK: np.ndarray, x_TD: torch.Tensor, weights_TK: torch.Tensor
-    ) -> None:
-        self.executor, self.ids_TK, self.x_TD, self.weights_TK = executor, ids_TK, x_TD, weights_TK.float()
+    def __init__(self, executor: DeviceExecutor, ids_TK: np.ndarray, launch: Launch) -> None:
+        self.ids_TK, self.launch = ids_TK, launch
         self._row_of_E = np.full(executor.table.host_LE.shape[1], -1, np.int32)
 
     def compute(self, rows_SB: torch.Tensor, members: list[tuple[int, int]]) -> None:
         """`members`: (expert, its row of `rows_SB`)."""
         for expert, row in members:
             self._row_of_E[expert] = row
-        slot_TK = torch.from_numpy(self._row_of_E[self.ids_TK]).to(self.executor.device, non_blocking=True)
+        self.launch(rows_SB, torch.from_numpy(self._row_of_E[self.ids_TK]))
         for expert, _ in members:
             self._row_of_E[expert] = -1
-        self.executor._kernel(len(self.x_TD)).wave(self.x_TD, rows_SB, slot_TK, self.weights_TK)
 
 
 class Readback:

@@ -79,8 +79,12 @@ class PoolExecutor:
                 self.transfer.wait(pool, slot)
 
     def _event(self, layer: int, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor) -> RoutingEvent:
+        return self._event_of(layer, *self._read(ids_TK, weights_TK, x_TD if self.hidden else None))
+
+    def _event_of(
+        self, layer: int, ids_TK: torch.Tensor, weights_TK: torch.Tensor, hidden_TD: torch.Tensor | None
+    ) -> RoutingEvent:
         info = self.rows_of_pass()
-        ids_TK, weights_TK, hidden_TD = self._read(ids_TK, weights_TK, x_TD if self.hidden else None)
         return RoutingEvent(
             layer=layer,
             pass_id=-1 if info is None else info.pass_id,

@@ -15,7 +15,7 @@ from rgpu.checkpoint.plain import Quantizer
 from rgpu.errors import InputError
 from rgpu.memory.pinned import page_locked
 from rgpu.memory.process import peak_rss_bytes, rss_anon_bytes
-from rgpu.memory.slot_pool import SlotPool
+from rgpu.memory.slot_pool import make_pools
 from rgpu.quant.layout import SlotLayout
 from rgpu.replay.controller import Controller
 from rgpu.runtime.architecture import Architecture, read_architecture
@@ -127,10 +127,9 @@ class OffloadSession:
         make_controller(self.shape).observe(sample_event(self.shape, hidden))  # compiles the policy; thrown away
         self.controller = make_controller(self.shape)
         rows = [slots + self.controller.staging for slots in self.controller.slots]
-        self.pools = []
-        for count in rows:
-            self.pools.append(SlotPool(self.store.layout, count, self.device))
-            self._stack.callback(self.pools[-1].release)
+        self.pools = make_pools(self.store.layout, rows, self.device)
+        for pool in self.pools:
+            self._stack.callback(pool.release)
         tracker = self._stack.enter_context(PassTracker(self.model))
         if record:
             self._record(hidden)

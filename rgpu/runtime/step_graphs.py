@@ -9,66 +9,89 @@ from typing import Any
 
 import torch
 
-from rgpu.runtime.device_executor import FEW, DeviceExecutor
+from rgpu.runtime.device_executor import FEW, DeviceExecutor, Host
 from rgpu.runtime.experts import PooledExperts
 
 _CACHES = ("past_key_values", "cache")
 
 
 class _Cut:
-    """Where a graph ends: an event's tensors, at addresses that the graph writes each time."""
+    """Where a graph ends: an event's tensors, at addresses that the graph writes each time, `host` among them; and, as graphs
+    too, the kernels for what the host brings, by the address of the rows they read."""
 
     def __init__(
-        self, module: PooledExperts, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor
+        self, module: PooledExperts, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor, host: Host
     ) -> None:
-        self.module, self.x_TD, self.ids_TK, self.weights_TK = module, x_TD, ids_TK, weights_TK
+        self.module, self.x_TD, self.ids_TK, self.weights_TK, self.host = module, x_TD, ids_TK, weights_TK, host
+        self.slot_TK = torch.full(ids_TK.shape, -1, dtype=torch.int32, device=ids_TK.device)
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+
+    def launch(self, rows_SB: torch.Tensor, slot_TK: torch.Tensor) -> None:
+        """Queues the computation of the pairs that have a slot of `rows_SB`."""
+        # so small a copy from memory that is not page-locked is taken by the driver before the call returns
+        self.slot_TK.copy_(slot_TK, non_blocking=True)
+        self.graphs[rows_SB.data_ptr()].replay()
 
 
 class _Captured:
     """One decode step of a model with one cache, captured by calling `forward` once without running it."""
 
-    def __init__(self, executor: DeviceExecutor, forward: Any, kwargs: dict[str, Any], whole: bool, pool: Any) -> None:
+    def __init__(
+        self, executor: DeviceExecutor, forward: Any, kwargs: dict[str, Any], whole: bool, memory: Any
+    ) -> None:
         self.executor, self.whole = executor, whole
         self.kwargs = {name: _held(value) for name, value in kwargs.items()}
         self.graphs: list[torch.cuda.CUDAGraph] = []
         self.cuts: list[_Cut] = []
-        self._memory = pool
+        self._memory = memory
+        self._hosts = _host_buffers(executor, len(kwargs["input_ids"]))
         before, executor.step = executor.step, self._inside if whole else self._cut
         torch.cuda.synchronize()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         try:
             with torch.cuda.stream(stream), torch.no_grad():
-                self._begin()
+                self.graphs.append(self._begin())
                 try:
                     self.output = forward(**self.kwargs)
-                    if whole:
-                        self.ids_LTK = torch.stack([cut.ids_TK for cut in self.cuts])
-                        self.weights_LTK = torch.stack([cut.weights_TK for cut in self.cuts])
                 finally:
                     self.graphs[-1].capture_end()
         finally:
             executor.step = before
         torch.cuda.current_stream().wait_stream(stream)
 
-    def _begin(self) -> None:
+    def _begin(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
-        self.graphs.append(graph)
+        return graph
+
+    def _read(self, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor) -> Host:
+        host = self._hosts[len(self.cuts)]
+        for target, source in zip(host, (ids_TK, weights_TK, x_TD), strict=True):
+            if target is not None:
+                target.copy_(source.to(target.dtype), non_blocking=True)
+        return host
 
     def _cut(
         self, module: PooledExperts, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor
     ) -> torch.Tensor:
-        self.executor.hits(module.layer, x_TD, ids_TK, weights_TK)
+        executor, floats_TK = self.executor, weights_TK.float()
+        host = self._read(x_TD, ids_TK, floats_TK)
+        executor.hits(module.layer, x_TD, ids_TK, floats_TK)
         self.graphs[-1].capture_end()
-        self.cuts.append(_Cut(module, x_TD, ids_TK, weights_TK))
-        self._begin()
-        return self.executor.combine(x_TD, weights_TK)
+        cut = _Cut(module, x_TD, ids_TK, weights_TK, host)
+        self.cuts.append(cut)
+        for rows_SB in executor.sources(module.layer):
+            graph = cut.graphs[rows_SB.data_ptr()] = self._begin()
+            executor.kernel(len(x_TD)).wave(x_TD, rows_SB, cut.slot_TK, floats_TK)
+            graph.capture_end()
+        self.graphs.append(self._begin())
+        return executor.combine(x_TD, floats_TK)
 
     def _inside(
         self, module: PooledExperts, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor
     ) -> torch.Tensor:
-        self.cuts.append(_Cut(module, x_TD, ids_TK, weights_TK))
+        self.cuts.append(_Cut(module, x_TD, ids_TK, weights_TK, self._read(x_TD, ids_TK, weights_TK)))
         self.executor.hits(module.layer, x_TD, ids_TK, weights_TK)
         return self.executor.combine(x_TD, weights_TK)
 
@@ -76,18 +99,19 @@ class _Captured:
         """The step for other inputs of the same shapes; its output is overwritten by the next step."""
         for name, value in kwargs.items():
             _refill(self.kwargs[name], value)
-        executor = self.executor
+        executor, stream = self.executor, torch.cuda.current_stream()
         before, executor.step = executor.step, self._decide
         try:
             if self.whole:
                 self.graphs[0].replay()
-                self._ids_LTK, self._weights_LTK = executor.readback.read(self.ids_LTK, self.weights_LTK)
-                for cut in self.cuts:
-                    cut.module(cut.x_TD, cut.ids_TK, cut.weights_TK)
-            else:
-                for graph, cut in zip(self.graphs, self.cuts, strict=False):
-                    graph.replay()
-                    cut.module(cut.x_TD, cut.ids_TK, cut.weights_TK)
+                stream.synchronize()
+            for number, cut in enumerate(self.cuts):
+                self._at = cut
+                if not self.whole:
+                    self.graphs[number].replay()
+                    stream.synchronize()
+                cut.module(cut.x_TD, cut.ids_TK, cut.weights_TK)
+            if not self.whole:
                 self.graphs[-1].replay()
         finally:
             executor.step = before
@@ -96,12 +120,23 @@ class _Captured:
     def _decide(
         self, module: PooledExperts, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor
     ) -> torch.Tensor:
-        if self.whole:
-            ids_TK, weights_TK = self._ids_LTK[module.layer], self._weights_LTK[module.layer]
-            self.executor.rest(module.layer, x_TD, ids_TK, weights_TK, computed=True)
-        else:
-            self.executor.rest(module.layer, x_TD, ids_TK, weights_TK)
+        cut = self._at
+        self.executor.rest(
+            module.layer, x_TD, ids_TK, weights_TK, host=cut.host, launch=cut.launch, computed=self.whole
+        )
         return x_TD
+
+
+def _host_buffers(executor: DeviceExecutor, tokens: int) -> list[Host]:
+    """Page-locked room for what the host reads of every layer."""
+    shape = executor.controller.shape
+    pairs = (shape.layers, tokens, shape.top_k)
+    ids_LTK = torch.empty(pairs, dtype=torch.int64, pin_memory=True)
+    weights_LTK = torch.empty(pairs, dtype=torch.float32, pin_memory=True)
+    if not executor.hidden:
+        return [(ids, weights, None) for ids, weights in zip(ids_LTK, weights_LTK, strict=True)]
+    hidden_LTD = torch.empty(shape.layers, tokens, shape.hidden, dtype=torch.float32, pin_memory=True)
+    return list(zip(ids_LTK, weights_LTK, hidden_LTD, strict=True))
 
 
 class StepGraphs:
@@ -119,7 +154,7 @@ class StepGraphs:
         self._seen: set[Any] = set()
         self._captured: dict[Any, _Captured] = {}
         self._cache: Any = None
-        self._memory = torch.cuda.graph_pool_handle()
+        self._memory: Any = None
         self.replayed = 0
         self.captured = 0
         had = "forward" in vars(model)
@@ -135,7 +170,7 @@ class StepGraphs:
     def _forget(self) -> None:
         self._captured.clear()
         self._seen.clear()
-        self._cache = None
+        self._cache = self._memory = None
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
         kind = None if args else _kind_of(kwargs)
@@ -150,6 +185,8 @@ class StepGraphs:
             return self._forward(**kwargs)
         whole = bool((self.executor.table.host_LE >= 0).all())
         if (kind, whole) not in self._captured:
+            if not self._captured:  # the memory of graphs that are all gone cannot be used again
+                self._memory = torch.cuda.graph_pool_handle()
             self._captured[kind, whole] = _Captured(self.executor, self._forward, kwargs, whole, self._memory)
             self.captured += 1
         self.replayed += 1

@@ -9,6 +9,7 @@ import numpy as np
 
 from rgpu.policies.loop import COUNTS, DEMAND_LOADS, HITS, LOADED_BYTES, PREFETCH_HITS, PROACTIVE_LOADS
 from rgpu.traces.moe_layers import moe_layers
+from rgpu.traces.recorder import is_capturing
 from rgpu.transfer.counts import Observer, Span
 
 DEVICE, LINK = "device", "link"  # tracks, as in the simulator's timelines
@@ -86,11 +87,15 @@ class Telemetry:
         assert slices is not None
 
         def before(*_: Any) -> None:
+            if is_capturing():
+                return
             now_s = time.perf_counter()
             slices.append(Slice(DEVICE, "attention and router", self._since_s, now_s, {"layer": layer}))
             self._since_s = now_s
 
         def after(*_: Any) -> None:
+            if is_capturing():
+                return
             now_s = time.perf_counter()
             slices.append(Slice(DEVICE, "experts", self._since_s, now_s, {"layer": layer}))
             self._since_s = now_s

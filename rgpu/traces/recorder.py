@@ -114,6 +114,8 @@ class TraceRecorder:
         names = list(inspect.signature(layer.experts.forward).parameters)[:3]  # hidden states, ids, weights
 
         def routed(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if is_capturing():  # nothing is computed yet; what a graph gives is recorded when it runs
+                return
             x_TD, ids_TK, weights_TK = (args[i] if i < len(args) else kwargs[name] for i, name in enumerate(names))
             self._keep("expert_ids", index, ids_TK)
             self._keep("weights", index, weights_TK)
@@ -121,6 +123,8 @@ class TraceRecorder:
                 self._keep("hidden", index, x_TD)
 
         def scored(_module: Any, _args: Any, output: Any) -> None:
+            if is_capturing():
+                return
             logits = output[0] if isinstance(output, tuple) else output
             self._keep("router_logits", index, logits.reshape(-1, logits.shape[-1]))
 
@@ -202,6 +206,11 @@ class TraceRecorder:
         some = next(iter(layers.values()))
         absent = np.full_like(some, -1 if some.dtype.kind == "i" else 0)
         return np.stack([layers.get(index, absent) for index in range(len(self.layers))], axis=1)
+
+
+def is_capturing() -> bool:
+    """Whether what is called now is being captured into a CUDA graph."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def make_header(

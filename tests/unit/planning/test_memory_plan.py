@@ -131,7 +131,7 @@ def test_rows_with_and_without_a_gpu() -> None:
     assert {row.where for row in host.rows} == {"ram"}
     assert "experts in host memory" not in {row.name for row in host.rows}
     assumed = [row.how for row in device.rows if row.name == "CUDA context"]
-    assert assumed[0].startswith("assumption")
+    assert assumed[0].startswith("measured")
 
 
 def test_what_else_a_run_holds_takes_its_place() -> None:

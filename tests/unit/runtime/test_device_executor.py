@@ -8,7 +8,7 @@ import torch
 
 from rgpu.errors import InputError
 from rgpu.kernels.compute_cpu import CpuCompute
-from rgpu.memory.slot_pool import CopyState, SlotPool
+from rgpu.memory.slot_pool import CopyState, SlotPool, make_pools
 from rgpu.policies.lru import Lru
 from rgpu.policies.on_demand import OnDemand
 from rgpu.quant.formats import by_name
@@ -52,7 +52,7 @@ class Late:
     def __init__(self, session: OffloadSession, make: Any, handler: str, seed: int, kind: str = "ram") -> None:
         self.controller = make(session.shape)
         rows = [slots + self.controller.staging for slots in self.controller.slots]
-        self.pools = [SlotPool(session.store.layout, count, torch.device("cpu")) for count in rows]
+        self.pools = make_pools(session.store.layout, rows, torch.device("cpu"))
         for pool in self.pools:
             pool.buffer.fill_(255)  # NaN scales: computing what has not arrived would show
         options: dict[str, Any] = {"ram_experts": 3} if kind == "tier" else {}
