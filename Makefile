@@ -64,10 +64,11 @@ kernels-gate: .venv/.tritons ## GPU kernels compiled without a GPU against the t
 	$(BIN)/python -m rgpu.kernels.gate.gate $(if $(full),full=$(full)) $(if $(update),update=$(update)) $(ARGS)
 
 bench: .venv/.test ## speed, as rows in benchmarks/results/
-	@set -e; for file in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do echo "$$file"; $(OFFLINE) $(BIN)/python $$file $(ARGS); done
+	@set -e; for file in $(filter-out benchmarks/gpu%.py,$(wildcard benchmarks/*.py)); do echo "$$file"; $(OFFLINE) $(BIN)/python $$file $(ARGS); done
 
-gpu: ## GPU kernels checked and measured -> results/gpu/<date>/ (GPU_PYTHON=python3: one whose torch has CUDA)
-	$(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py $(ARGS)
+gpu: ## GPU kernels, transfers and live decode checked and measured -> results/gpu/<date>/ (GPU_PYTHON=python3 with CUDA's torch)
+	$(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py --budget 200 $(ARGS)
+	$(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu_engine.py --budget 240
 
 figures: .venv/.run ## draw the figures again from the rows of the last 'make reproduce'
 	$(OFFLINE) $(BIN)/rgpu plot rows=results/reproduce/rows.parquet out=results/reproduce/figures $(ARGS)

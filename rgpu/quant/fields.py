@@ -39,5 +39,5 @@ def unpack_fields(words_NW: torch.Tensor, bits: int) -> torch.Tensor:
     """uint8 [N, K]: the exact inverse of `pack_fields`."""
     rows, mask = words_NW.shape[0], (1 << bits) - 1
     words = words_NW.to(torch.int32).reshape(rows, -1, 1, BLOCK_WORDS)
-    shifts = torch.arange(0, 16, bits, dtype=torch.int32).reshape(1, 1, -1, 1)
+    shifts = torch.arange(0, 16, bits, dtype=torch.int32, device=words.device).reshape(1, 1, -1, 1)
     return ((words >> shifts) & mask).to(torch.uint8).reshape(rows, -1)

@@ -25,12 +25,12 @@ E4M3 = tuple(_e4m3(code) for code in range(256))
 
 def decode_e2m1(codes: torch.Tensor) -> torch.Tensor:
     """float32 numbers of e2m1 codes in 0..15 (any integer dtype), same shape."""
-    return torch.tensor(E2M1, dtype=torch.float32)[codes.int()]
+    return torch.tensor(E2M1, dtype=torch.float32, device=codes.device)[codes.int()]
 
 
 def decode_e4m3(codes: torch.Tensor) -> torch.Tensor:
     """float32 numbers of e4m3fn codes (uint8), same shape; codes 127 and 255 become NaN."""
-    return torch.tensor(E4M3, dtype=torch.float32)[codes.int()]
+    return torch.tensor(E4M3, dtype=torch.float32, device=codes.device)[codes.int()]
 
 
 def decode_e8m0(codes: torch.Tensor) -> torch.Tensor:

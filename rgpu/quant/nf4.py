@@ -59,6 +59,5 @@ class Nf4:
 
     def unpack(self, arrays: Arrays) -> torch.Tensor:
         """See `QuantFormat.unpack`."""
-        return torch.tensor(NF4, dtype=torch.float32)[self.codes(arrays).int()] * arrays["scale"].repeat_interleave(
-            64, 1
-        )
+        levels = torch.tensor(NF4, dtype=torch.float32, device=arrays["q"].device)
+        return levels[self.codes(arrays).int()] * arrays["scale"].repeat_interleave(64, 1)

@@ -47,7 +47,7 @@ class _Captured:
         self._hosts = _host_buffers(executor, len(kwargs["input_ids"]))
         before, executor.step = executor.step, self._inside if whole else self._cut
         torch.cuda.synchronize()
-        stream = torch.cuda.Stream()
+        stream = _capture_stream(torch.cuda.current_device())
         stream.wait_stream(torch.cuda.current_stream())
         try:
             with torch.cuda.stream(stream), torch.no_grad():
@@ -125,6 +125,12 @@ class _Captured:
             module.layer, x_TD, ids_TK, weights_TK, host=cut.host, launch=cut.launch, computed=self.whole
         )
         return x_TD
+
+
+@functools.cache
+def _capture_stream(_device: int) -> torch.cuda.Stream:
+    """One a device: cuBLAS keeps a workspace of 32 MiB for every stream that it has seen."""
+    return torch.cuda.Stream()
 
 
 def _host_buffers(executor: DeviceExecutor, tokens: int) -> list[Host]:

@@ -34,10 +34,11 @@ def test_checks_in_the_interpreter(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_no_gpu() -> None:
-    done = script()
+@pytest.mark.parametrize("name", ["gpu", "gpu_engine"])
+def test_no_gpu(name: str) -> None:
+    done = subprocess.run([sys.executable, str(SCRIPT.with_stem(name))], capture_output=True, text=True, env=os.environ)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("gpu: no GPU: ") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"{name}: no GPU: ") and done.stderr.count("\n") == 1
 
 
 def test_an_unknown_format() -> None:

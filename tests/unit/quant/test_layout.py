@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rgpu.errors import InputError
+from rgpu.kernels.shapes import FAMILIES
 from rgpu.quant.format import QuantFormat
 from rgpu.quant.formats import by_name
 from rgpu.quant.int4 import Int4
@@ -212,3 +213,10 @@ def test_a_buffer_that_does_not_fit_is_refused(row: torch.Tensor) -> None:
     for call in (LAYOUT.views, LAYOUT.arrays, LAYOUT.unpack, lambda buffer: LAYOUT.pack(GOOD, buffer)):
         with pytest.raises(InputError, match=r"^[^\n]*got [^\n]*$"):
             call(row)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in FAMILIES])
+def test_every_format_unpacks_on_the_device_of_its_slot(name: str) -> None:
+    layout = SlotLayout(256, 512, dict(FAMILIES)[name], bias=True)
+    expert = layout.unpack(torch.zeros(layout.stride, dtype=torch.uint8, device="meta"))  # mixes with no other device
+    assert expert.gate.device.type == "meta" and tuple(expert.gate.shape) == (256, 512)
