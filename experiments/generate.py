@@ -74,7 +74,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             bar.close()
             text = generate(
                 session.model, tokenizer, inputs, cfg.max_new_tokens, logits=cfg.verify,
-                streamer=streamer_of(cfg, tokenizer),
+                streamer=streamer_of(cfg, tokenizer), cache=None if session.graphs is None else "static",
             )  # fmt: skip
         memory = session.memory() | measured(plan, peak, before)
         result, passes = timed(session)

@@ -13,9 +13,10 @@ from rgpu.errors import InputError
 from rgpu.quant.formats import by_name
 from rgpu.quant.layout import SlotLayout
 from rgpu.runtime.architecture import Architecture
-from rgpu.runtime.executor import CPU, HANDLERS
+from rgpu.runtime.device_executor import HANDLERS as GPU_HANDLERS
+from rgpu.runtime.executor import CPU, HANDLERS, ZERO_COPY
 from rgpu.store.layout import DTYPES, ExpertLayout
-from rgpu.store.tiers import DIRECT, KINDS, TIER
+from rgpu.store.tiers import DIRECT, KINDS, RAM, TIER
 
 ROUNDED, GROUPED = ("int8", "int4", "mxfp4"), ("int8", "int4")
 DEVICES = ("cpu", "cuda")
@@ -106,9 +107,16 @@ def _check_places(cfg: DictConfig) -> None:
     if type(held) is not int or held < 0 or (cfg.store != TIER and held) or (cfg.store == TIER and not held):
         many = "a number above 0 with store=tier" if cfg.store == TIER else f"0 with store={cfg.store}"
         raise InputError(f"ram_experts: got {held!r}; expected {many}; set store=tier ram_experts=64, say")
-    if cfg.pool.miss not in HANDLERS:
+    handlers = HANDLERS if cfg.device == "cpu" else GPU_HANDLERS
+    if cfg.pool.miss not in handlers:
         raise InputError(
-            f"pool.miss: got {cfg.pool.miss!r}; expected one of {', '.join(HANDLERS)}; set pool.miss=fetch"
+            f"pool.miss: got {cfg.pool.miss!r} with device={cfg.device}; expected one of {', '.join(handlers)}; set "
+            "pool.miss=fetch"
+        )
+    if cfg.pool.miss == ZERO_COPY and cfg.memory.vram is None and cfg.store != RAM:
+        raise InputError(
+            f"pool.miss: got zero_copy with store={cfg.store}; expected store=ram, every expert in memory that the GPU reads; "
+            "set store=ram, or pool.miss=fetch"
         )
     if cfg.pool.miss == CPU and cfg.store in (DIRECT, TIER):
         raise InputError(

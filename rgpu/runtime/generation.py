@@ -69,14 +69,15 @@ def check_length(inputs: dict[str, torch.Tensor], max_new_tokens: int, longest: 
 
 def generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: dict[str, torch.Tensor], max_new_tokens: int, *,
-    logits: bool = True, streamer: BaseStreamer | None = None,
+    logits: bool = True, streamer: BaseStreamer | None = None, cache: str | None = None,
 ) -> Generation:  # fmt: skip
     """Continue all rows of `inputs` greedily. Without `logits` none are kept (they take 4 V bytes a token and row).
-    `streamer`: gets the tokens of a single row as they come."""
+    `streamer`: gets the tokens of a single row as they come. `cache`: transformers' `cache_implementation`."""
     inputs = {name: value.to(model.device) for name, value in inputs.items()}
     pad = int(tokenizer.pad_token_id or 0)
     began = time.perf_counter()
-    tokens_BN, kept = run_greedy(model, inputs, max_new_tokens, pad, logits=logits, streamer=streamer)
+    options = {} if cache is None else {"cache_implementation": cache}
+    tokens_BN, kept = run_greedy(model, inputs, max_new_tokens, pad, logits=logits, streamer=streamer, **options)
     seconds = time.perf_counter() - began
     ends = text_ends(tokens_BN, model)
     texts = [
