@@ -38,9 +38,9 @@ class MoEShape:
 class RoutingEvent:
     """What one MoE layer did in one forward pass (`pass_id`): the unit every policy and predictor sees.
 
-    `experts_TK` int16 in rank order; `weights_TK` float32 gate weights; `hidden_TD` float32 input of the router;
-    `logits_TE` float32 router logits. Floats are already rounded to the dtype a trace stores, so that live and replay
-    decide on the same numbers. `phase_T` uint8: 0 prompt, 1 decode, 2 padding row.
+    `experts_TK` int16 in rank order (-1: given up by a lossy run); `weights_TK` float32 gate weights; `hidden_TD` float32
+    input of the router; `logits_TE` float32 router logits. Floats are already rounded to the dtype a trace stores, so that
+    live and replay decide on the same numbers. `phase_T` uint8: 0 prompt, 1 decode, 2 padding row.
     """
 
     layer: int

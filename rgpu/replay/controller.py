@@ -33,7 +33,7 @@ from rgpu.replay.hot_start import hot_keys
 from rgpu.replay.pool import PoolConfig, initial_state, lay_out
 from rgpu.types import MoEShape, RoutingEvent
 
-MISSING = np.iinfo(np.uint16).max  # a live event has no unrecorded ids
+MISSING = -1  # an assignment that a lossy run gave up (`rgpu.runtime.lossy`)
 _NO_NEXT = np.zeros(0, np.int64)
 
 
@@ -136,6 +136,12 @@ class Controller:
         where = self._m[:, SLOT_OF, : self.layout.keys]  # pools of consecutive layers, layer by layer
         return (where >= 0).reshape(self.shape.layers, self.shape.experts)
 
+    def resident_E(self, layer: int) -> np.ndarray:
+        """bool [E]: the same of one layer."""
+        first = int(self.layout.base[layer])
+        resident: np.ndarray = self._m[self.pool_of(layer), SLOT_OF, first : first + self.shape.experts] >= 0
+        return resident
+
     def uses_LE(self) -> np.ndarray:
         """int64 [L, E]: events that used each expert so far, from the log (all zero without one)."""
         uses_LE = np.zeros((self.shape.layers, self.shape.experts), np.int64)
@@ -161,7 +167,7 @@ class Controller:
         ids_TK = np.ascontiguousarray(event.experts_TK, np.int16)
         tokens, k = ids_TK.shape
         weights_TK = np.zeros((0, k), np.float32) if event.weights_TK is None else event.weights_TK
-        if tokens == 1 and len(set(ids_TK[0].tolist())) == k:
+        if tokens == 1 and len(different := set(ids_TK[0].tolist())) == k and MISSING not in different:
             n, (experts, mass, touch) = k, union_of_one(ids_TK[0], weights_TK, self._reverse)
         else:
             room = min(tokens * k, self.shape.experts)

@@ -4,22 +4,29 @@ over quantised slots.
 Legend: T tokens, D hidden size, K top-k, N rows of one expert, S rows of a buffer, B bytes of a row.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from rgpu.errors import InputError
+from rgpu.quant.layout import SlotLayout
+from rgpu.runtime.architecture import Architecture
 from rgpu.runtime.experts import PooledExperts
 from rgpu.store.layout import ExpertLayout, ExpertWeights
+from rgpu.store.source import ExpertSource
+from rgpu.types import Gate
 
 ALONE = 1 << 18  # weights: fewer are multiplied with one row sooner than torch's threads are woken
+Kernel = Callable[[SlotLayout, Gate, int], Any]  # (layout, gate, threads) -> an ExpertCompute with `wave` and `finish`
 Members = Sequence[tuple[int, int]]  # (expert, row of the buffer that holds it)
 
 
 class EventCompute(Protocol):
-    """`begin` an event, `members` of it from any buffers in any order, each expert once, then `finish`: [T, D].
+    """`begin` an event, `members` of it from any buffers in any order, each expert once, then `finish`: [T, D]. Nothing is
+    computed for an id of -1.
 
     The result never depends on how the members were divided or which buffer held them."""
 
@@ -115,7 +122,7 @@ class SlotCompute:
 
     def __init__(self, kernel: Any, experts: int) -> None:
         self.kernel = kernel
-        self._row_of_E = np.full(experts, -1, np.int32)
+        self._row_of_E = np.full(experts + 1, -1, np.int32)  # the last is that of the id -1
 
     def begin(
         self, module: PooledExperts, x_TD: torch.Tensor, experts_TK: np.ndarray, weights_TK: torch.Tensor
@@ -134,9 +141,29 @@ class SlotCompute:
 
     def finish(self) -> torch.Tensor:
         """See `EventCompute`."""
-        served_TK = torch.zeros(self._experts_TK.shape, dtype=torch.int32)
+        served_TK = torch.from_numpy(np.minimum(self._experts_TK, 0).astype(np.int32))
         out_TD: torch.Tensor = self.kernel.finish(self._x_TD, served_TK, self._weights_TK)
         return out_TD
+
+
+def event_compute(store: ExpertSource, architecture: Architecture, kernel: Kernel | None, threads: int) -> EventCompute:
+    """What computes the experts that `store` holds."""
+    layout = store.layout
+    if isinstance(layout, ExpertLayout):
+        return FloatCompute(layout)
+    assert isinstance(layout, SlotLayout)
+    if kernel is None:
+        raise no_kernel(layout, "compute_cpu.CpuCompute")
+    assert architecture.gate is not None
+    return SlotCompute(kernel(layout, architecture.gate, threads), store.experts)
+
+
+def no_kernel(layout: SlotLayout, name: str) -> InputError:
+    """The error for a session that needs a kernel and was given none."""
+    return InputError(
+        f"cannot compute {layout.format.name} experts: got no kernel; expected one for quantised slots; open the session "
+        f"with kernel=rgpu.kernels.{name}"
+    )
 
 
 def row_groups(experts_TK: np.ndarray) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:

@@ -19,14 +19,16 @@ from rgpu.memory.slot_pool import make_pools
 from rgpu.quant.layout import SlotLayout
 from rgpu.replay.controller import Controller
 from rgpu.runtime.architecture import Architecture, read_architecture
-from rgpu.runtime.compute import EventCompute, FloatCompute, SlotCompute
+from rgpu.runtime.compute import Kernel, event_compute, no_kernel
 from rgpu.runtime.device_executor import DeviceExecutor
 from rgpu.runtime.executor import FETCH, PoolExecutor
 from rgpu.runtime.loading import load_dense, load_tokenizer
+from rgpu.runtime.lossy import Lossy
+from rgpu.runtime.rerouting import LowCopies, Rerouter
 from rgpu.runtime.step_graphs import StepGraphs
+from rgpu.runtime.stores import check_lossy, low_copies, store_form
 from rgpu.runtime.telemetry import Telemetry
-from rgpu.store.convert import StoreForm, converted
-from rgpu.store.layout import ExpertLayout
+from rgpu.store.convert import converted
 from rgpu.store.source import ExpertSource
 from rgpu.store.tiers import open_source
 from rgpu.traces.moe_layers import moe_layers
@@ -37,10 +39,9 @@ from rgpu.traces.trace import DECODE, Trace
 from rgpu.transfer.device import DeviceTransfer
 from rgpu.transfer.host import HostTransfer
 from rgpu.transfer.streams import CudaStreams, Streams
-from rgpu.types import Gate, MoEShape, RoutingEvent
+from rgpu.types import MoEShape, RoutingEvent
 
 ControllerFactory = Callable[[MoEShape], Controller]
-Kernel = Callable[[SlotLayout, Gate, int], Any]  # (layout, gate, threads) -> an ExpertCompute with `wave` and `finish`
 
 
 class OffloadSession:
@@ -53,7 +54,7 @@ class OffloadSession:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, architecture: Architecture,
         store: ExpertSource, make_controller: ControllerFactory, *, hidden: bool = False, record: bool = True,
         handler: str = FETCH, threads: int | None = None, kernel: Kernel | None = None, telemetry: Telemetry | None = None,
-        device: torch.device | None = None, graphs: bool = True,
+        device: torch.device | None = None, graphs: bool = True, lossy: Lossy | None = None, low: ExpertSource | None = None,
     ) -> None:  # fmt: skip
         self.model = model
         self.device = torch.device("cpu") if device is None else device
@@ -62,6 +63,8 @@ class OffloadSession:
         self.architecture = architecture
         self.store = store
         self._kernel = kernel
+        self._lossy, self._low = lossy, low
+        self.rerouter: Rerouter | None = None
         self.telemetry = Telemetry() if telemetry is None else telemetry
         self.startup: dict[str, float] = {}
         self._anon_before = rss_anon_bytes()
@@ -83,7 +86,7 @@ class OffloadSession:
         store: str = "disk", threads: int | None = None, hidden: bool = False, record: bool = True,
         cache: Path | None = None, quantize: Quantizer | None = None, handler: str = FETCH, kernel: Kernel | None = None,
         ram_experts: int = 0, checked: bool = False, telemetry: Telemetry | None = None, device: str = "cpu",
-        graphs: bool = True,
+        graphs: bool = True, lossy: Lossy | None = None,
     ) -> "OffloadSession":  # fmt: skip
         """Opens the model in `model_dir`; the first time, its experts are converted to a store.
 
@@ -95,10 +98,13 @@ class OffloadSession:
         and those of the experts, while open. `cache`: folder of stores, by default `cache_folder()`. `device`: "cpu" or
         "cuda", where the model computes and the slots are; on a GPU `kernel` is `rgpu.kernels.compute_triton.on_gpu`, a store
         of kind "ram" is the one that copies at full speed, and with `graphs` decode steps on a static cache are CUDA graphs.
+        `lossy`: a mode of `rgpu.runtime.lossy`, on the CPU; what it did is in `session.rerouter.section()`.
         Raises `InputError` for models that are missing, broken, not Mixture-of-Experts or of an unsupported layout.
         """
         folder, anon_before, target = Path(model_dir), rss_anon_bytes(), device_of(device)
         architecture = read_architecture(folder)
+        if lossy is not None:
+            check_lossy(lossy, architecture, target, quantize)
         began_s = time.perf_counter()
         path = converted(folder, store_form(architecture, dtype, quantize), cache)
         converted_s = time.perf_counter()
@@ -106,12 +112,14 @@ class OffloadSession:
         layout = experts.layout
         if odd := architecture.differs_from(experts.layer_ids, experts.experts, layout.intermediate, layout.hidden):
             raise InputError(f"cannot run {folder}: {odd}; use weights and config of one model")
+        low = None if lossy is None or lossy.low is None else low_copies(folder, lossy.low, cache)
         opened_s = time.perf_counter()
         model = load_dense(folder, architecture, dtype, cache).to(target)
         loaded_s = time.perf_counter()
         session = cls(
             model, load_tokenizer(folder), architecture, experts, make_controller, hidden=hidden, record=record,
             handler=handler, threads=threads, kernel=kernel, telemetry=telemetry, device=target, graphs=graphs,
+            lossy=lossy, low=low,
         )  # fmt: skip
         session._anon_before = anon_before
         session.startup = {
@@ -131,6 +139,10 @@ class OffloadSession:
         for pool in self.pools:
             self._stack.callback(pool.release)
         tracker = self._stack.enter_context(PassTracker(self.model))
+        if self._lossy is not None:
+            self.rerouter = Rerouter(
+                self._lossy, self.model, self.controller, lambda: tracker.current, self._low_compute(), self._stack
+            )
         if record:
             self._record(hidden)
         streams = self._streams()
@@ -164,7 +176,7 @@ class OffloadSession:
         executor.filled()
         if graphs and isinstance(executor, DeviceExecutor):
             self.graphs = StepGraphs(self.model, executor, self._stack)
-        self.telemetry.attach(self.model, self.controller, self.transfer, self._stack)
+        self.telemetry.attach(self.model, self.controller, self.transfer, self._stack, self.rerouter)
 
     def _streams(self) -> Streams | None:
         """The GPU's queues, with memory and model made ready for it; None on a CPU."""
@@ -184,6 +196,11 @@ class OffloadSession:
             raise no_kernel(layout, "compute_triton.on_gpu")
         return lambda: make(layout, gate, 1)
 
+    def _low_compute(self) -> LowCopies | None:
+        if self._low is None:
+            return None
+        return LowCopies(self._low, event_compute(self._low, self.architecture, self._kernel, torch.get_num_threads()))
+
     def _record(self, hidden: bool) -> None:
         folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="rgpu-trace-"))
         recorder = TraceRecorder(
@@ -192,6 +209,7 @@ class OffloadSession:
             hidden=hidden,
             padding=True,
             expert_bytes=self.shape.expert_bytes,
+            provenance=None if self._lossy is None else {"lossy": self._lossy.settings()},
         )
         self._recorder = recorder.__enter__()
         self._stack.callback(self._stop_recording)
@@ -219,7 +237,8 @@ class OffloadSession:
 
     def memory(self) -> dict[str, int]:
         """Bytes: `pool_bytes` (all slots, staging included), `dense_bytes` (everything but routed experts),
-        `store_mapped_bytes` (file mapped read-only), `store_ram_bytes`, `peak_rss_bytes` (file pages included),
+        `store_mapped_bytes` (file mapped read-only), `store_ram_bytes`, `low_precision_bytes` (copies of a lossy run in
+        RAM), `peak_rss_bytes` (file pages included),
         `rss_anon_bytes` (private memory of the process now), `rss_anon_growth_bytes` (of that, since this session began
         to open), `experts_bytes` (what the experts of a resident model would take)."""
         anon = rss_anon_bytes()
@@ -230,6 +249,7 @@ class OffloadSession:
             "dense_bytes": sum(dense.values()),
             "store_mapped_bytes": self.store.mapped_bytes,
             "store_ram_bytes": self.store.ram_bytes,
+            "low_precision_bytes": 0 if self._low is None else self._low.ram_bytes,
             "experts_bytes": sum(self.shape.expert_bytes) * self.shape.experts,
             "peak_rss_bytes": peak_rss_bytes(),
             "rss_anon_bytes": anon,
@@ -240,47 +260,14 @@ class OffloadSession:
         """Ends the transfer thread and the recording; the model cannot run afterwards."""
         self._stack.close()
         self.store.close()
+        if self._low is not None:
+            self._low.close()
 
     def __enter__(self) -> "OffloadSession":
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def store_form(architecture: Architecture, dtype: torch.dtype, quantize: Quantizer | None) -> StoreForm:
-    """What the store of a model holds: floats as the model's module has them, or a storage format for the kernels."""
-    if architecture.quantised is not None or quantize is not None:
-        if architecture.gate is None:
-            raise InputError(
-                f"cannot run quantised experts of {architecture.experts_class.__name__}: got an activation that no kernel "
-                "has; expected SiLU, GELU (tanh) or gpt-oss's; run float weights, without quantize"
-            )
-        return StoreForm(None, quantize=quantize)
-    return StoreForm(
-        dtype, architecture.interleaved, architecture.transposed,
-        layers=int(architecture.config.get_text_config().num_hidden_layers),
-    )  # fmt: skip
-
-
-def event_compute(store: ExpertSource, architecture: Architecture, kernel: Kernel | None, threads: int) -> EventCompute:
-    """What computes the experts that `store` holds."""
-    layout = store.layout
-    if isinstance(layout, ExpertLayout):
-        return FloatCompute(layout)
-    assert isinstance(layout, SlotLayout)
-    if kernel is None:
-        raise no_kernel(layout, "compute_cpu.CpuCompute")
-    assert architecture.gate is not None
-    return SlotCompute(kernel(layout, architecture.gate, threads), store.experts)
-
-
-def no_kernel(layout: SlotLayout, name: str) -> InputError:
-    """The error for a session that needs a kernel and was given none."""
-    return InputError(
-        f"cannot compute {layout.format.name} experts: got no kernel; expected one for quantised slots; open the session "
-        f"with kernel=rgpu.kernels.{name}"
-    )
 
 
 def device_of(name: str) -> torch.device:

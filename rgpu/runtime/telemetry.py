@@ -2,7 +2,7 @@
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ DEVICE, LINK = "device", "link"  # tracks, as in the simulator's timelines
 @dataclass(frozen=True, slots=True)
 class PassRow:
     """One forward pass: `rows` evaluated, when it began and ended in seconds, what the decision loop counted in it (see
-    `rgpu.policies.loop`), seconds spent waiting for copies, and copies queued at its end."""
+    `rgpu.policies.loop`), seconds spent waiting for copies, copies queued at its end, and what a lossy mode did in it."""
 
     rows: int
     begin_s: float
@@ -26,6 +26,7 @@ class PassRow:
     counts: np.ndarray
     stall_s: float
     queued: int
+    lossy: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +60,25 @@ class Telemetry:
             name = "copy" if span.kind == "demand" else "copy ahead"
             self.slices.append(Slice(LINK, name, span.begin_s, span.end_s, args))
 
-    def attach(self, model: Any, controller: Any, transfer: Any, stack: ExitStack) -> None:
-        """Hook into a model whose experts `controller` decides and `transfer` copies; `stack` undoes it."""
-        state = {"counts": np.zeros(COUNTS, np.int64), "stall_s": 0.0}
+    def attach(self, model: Any, controller: Any, transfer: Any, stack: ExitStack, rerouter: Any = None) -> None:
+        """Hook into a model whose experts `controller` decides, `transfer` copies and `rerouter`, in a lossy run, chooses;
+        `stack` undoes it."""
+        state: dict[str, Any] = {"counts": np.zeros(COUNTS, np.int64), "stall_s": 0.0, "lossy": {}}
 
         def begin(*_: Any) -> None:
             self._begin_s = self._since_s = time.perf_counter()
             state["counts"], state["stall_s"] = controller.counts.copy(), transfer.counts().stall_s
+            state["lossy"] = {} if rerouter is None else rerouter.per_pass()
 
         def end(module: Any, args: Any, kwargs: Any, output: Any) -> None:
             end_s, done = time.perf_counter(), transfer.counts()
+            lossy = {} if rerouter is None else rerouter.per_pass()
             if self.slices is not None:
                 self.slices.append(Slice(DEVICE, "head", self._since_s, end_s, {}))
             self.rows.append(
                 PassRow(_rows(args, kwargs), self._begin_s, end_s, controller.counts - state["counts"],
-                        done.stall_s - state["stall_s"], done.queued)
+                        done.stall_s - state["stall_s"], done.queued,
+                        {name: count - state["lossy"][name] for name, count in lossy.items()})
             )  # fmt: skip
 
         stack.callback(model.register_forward_pre_hook(begin).remove)
@@ -124,7 +129,7 @@ class Telemetry:
                 {"rows": row.rows, "seconds": round(row.end_s - row.begin_s, 6), "stall_s": round(row.stall_s, 6),
                  "hits": int(row.counts[HITS]), "prefetch_hits": int(row.counts[PREFETCH_HITS]),
                  "misses": int(row.counts[DEMAND_LOADS]), "loads_ahead": int(row.counts[PROACTIVE_LOADS]),
-                 "bytes_loaded": int(row.counts[LOADED_BYTES]), "queued": row.queued}
+                 "bytes_loaded": int(row.counts[LOADED_BYTES]), "queued": row.queued, **row.lossy}
                 for row in self.rows
             ],
         }  # fmt: skip
