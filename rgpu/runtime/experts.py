@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 
 import torch
 from torch import nn
-from transformers.monkey_patching import register_patch_mapping, unregister_patch_mapping
 
 from rgpu.errors import InputError
 
@@ -36,6 +35,7 @@ class PooledExperts(nn.Module):
         for name, child in source.named_children():
             setattr(self, name, child)
         self._is_expert_parallel = False
+        self._is_hf_initialized = True  # transformers would look for the weights to fill
         self.run: ExpertsForward | None = None
         self.layer = -1
 
@@ -66,17 +66,19 @@ def refuse_to_save(*_: Any, **__: Any) -> NoReturn:
 
 @contextmanager
 def without_experts(original: type[nn.Module]) -> Iterator[None]:
-    """Models built in here get `PooledExperts` instead of `original`.
-
-    transformers' patch mapping is global to the process and not undone when a constructor fails; both are undone here.
-    """
+    """Models built in here get `PooledExperts` instead of `original`: the name is exchanged in every module of transformers
+    that has it, and put back also when a constructor fails. (transformers' own patch mapping would look through all of its
+    modules, half a second.)"""
     name = original.__name__
     pooled = type(f"Pooled{name}", (PooledExperts,), {"original": original})
-    register_patch_mapping({f"^{name}$": pooled})
+    holders = [
+        module for module in list(sys.modules.values())
+        if getattr(module, "__name__", "").startswith("transformers") and vars(module).get(name) is original
+    ]  # fmt: skip
     try:
+        for module in holders:
+            setattr(module, name, pooled)
         yield
     finally:
-        unregister_patch_mapping([f"^{name}$"])
-        for module in list(sys.modules.values()):
-            if getattr(module, "__name__", "").startswith("transformers") and vars(module).get(name) is pooled:
-                setattr(module, name, original)
+        for module in holders:
+            setattr(module, name, original)
