@@ -11,6 +11,7 @@ from rgpu.checkpoint.experts import checkpoint_files
 from rgpu.experiments.command import command
 from rgpu.experiments.inputs import pool_of
 from rgpu.experiments.live import set_up
+from rgpu.experiments.live_lossy import announce, conclude, report
 from rgpu.experiments.live_memory import Sizes, measured, options_of, overrun, planned
 from rgpu.experiments.live_report import FillBar, check_outputs, counted, timed, write_passes
 from rgpu.experiments.live_store import dtype_of, stored
@@ -57,6 +58,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         bar.expect(decides)
         return decides
 
+    lossy = made.options.get("lossy")
+    if lossy is not None:
+        announce(cfg, lossy)
     wants_trace = cfg.verify or cfg.trace_out is not None
     telemetry = Telemetry(slices=cfg.timeline_out is not None, also=bar)
     options = {
@@ -84,8 +88,13 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             trace = session.trace()
         if cfg.trace_out is not None:
             save_trace(trace, Path(cfg.trace_out))
+        result["lossy"] = None if session.rerouter is None else session.rerouter.section()
         if cfg.verify:
             result |= verified(cfg, session, setup, made, text, pool(session.shape), trace)
+    del session
+    if lossy is not None:
+        result["lossy"]["report"] = report(cfg, options, lambda shape: setup.controller(shape, pool(shape)), tokenizer)
+        conclude(lossy, result["lossy"])
     if line := overrun(memory):
         sys.stderr.write(f"rgpu generate: {line}\n")
     rows, single = text.tokens_BN.tolist(), text.tokens_BN.shape[0] == 1

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from rgpu.errors import InputError
 from rgpu.experiments.inputs import parse_bytes
 from rgpu.experiments.live import Setup
+from rgpu.experiments.live_lossy import rows_of
 from rgpu.experiments.live_store import Stored, layout_of
 from rgpu.memory.process import PeakMemory
 from rgpu.planning.memory_plan import MIB, MemoryPlan, MemoryRow, plan_memory, readable
@@ -63,7 +64,8 @@ def planned(cfg: DictConfig, architecture: Architecture, made: Stored, setup: Se
     assert ram is not None
     return plan_memory(
         facts, vram=vram, ram=ram, context=context, batch=sizes.batch, scope=cfg.pool.scope, staging=cfg.pool.staging,
-        prefill_rows=sizes.batch * sizes.prompt, more=held(cfg, facts, made, setup, sizes),
+        prefill_rows=sizes.batch * sizes.prompt,
+        more=[*held(cfg, facts, made, setup, sizes), *rows_of(made.options.get("lossy"), architecture, facts)],
     )  # fmt: skip
 
 
@@ -75,7 +77,7 @@ def held(cfg: DictConfig, facts: ModelFacts, made: Stored, setup: Setup, sizes: 
     in_ram = {RAM: total, TIER: min(total, cfg.ram_experts)}.get(cfg.store, 0)
     if in_ram and not gpu:
         rows.append(MemoryRow("experts in RAM", in_ram * facts.expert_stride + 8192, "ram", f"store={cfg.store}"))
-    if made.quantised:
+    if "kernel" in made.options:
         tokens = sizes.batch * sizes.prompt
         each = 4 * (facts.top_k * (2 * facts.intermediate + 2 * facts.hidden) + facts.hidden)
         where = "vram" if gpu else "ram"

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from rgpu.checkpoint.open import open_experts
 from rgpu.errors import InputError
+from rgpu.experiments.live_lossy import lossy_of
 from rgpu.quant.formats import by_name
 from rgpu.quant.layout import SlotLayout
 from rgpu.runtime.architecture import Architecture
@@ -18,7 +19,7 @@ from rgpu.runtime.executor import CPU, HANDLERS, ZERO_COPY
 from rgpu.store.layout import DTYPES, ExpertLayout
 from rgpu.store.tiers import DIRECT, KINDS, RAM, TIER
 
-ROUNDED, GROUPED = ("int8", "int4", "mxfp4"), ("int8", "int4")
+ROUNDED, GROUPED = ("int8", "int4", "mxfp4", "bf16"), ("int8", "int4")
 DEVICES = ("cpu", "cuda")
 
 
@@ -50,7 +51,10 @@ def stored(cfg: DictConfig, architecture: Architecture) -> Stored:
     }  # fmt: skip
     if cfg.device == "cuda":
         options["device"] = "cuda"
-    if quantised:
+    lossy = lossy_of(cfg, architecture, quantize)
+    if lossy is not None:
+        options["lossy"] = lossy
+    if quantised or (lossy is not None and lossy.low is not None):
         options["kernel"] = _kernel(cfg.device)
     return Stored(own if quantize is None else cfg.quantize, quantised, options)
 

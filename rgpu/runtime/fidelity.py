@@ -61,7 +61,7 @@ def compare_with(reference: PreTrainedModel, made: Generation, pad: int) -> Fide
     """`made` against the logits of `reference`, which makes the same passes over the same tokens, whatever it would say."""
     tokens_BN = made.tokens_BN.cpu()
     inputs = {name: value.cpu() for name, value in made.inputs.items()}
-    told = LogitsProcessorList([_Told(tokens_BN, inputs["input_ids"].shape[1])])
+    told = LogitsProcessorList([Told(tokens_BN, inputs["input_ids"].shape[1])])
     _, logits = run_greedy(reference, inputs, tokens_BN.shape[1], pad, logits_processor=told)
     ends = text_ends(tokens_BN, reference)
     ours, theirs = _rows(made.logits, ends), _rows(logits, ends)
@@ -86,7 +86,7 @@ def _rows(logits: tuple[torch.Tensor, ...], ends: list[int]) -> torch.Tensor:
     return torch.cat([row_NV[:end] for row_NV, end in zip(logits_BNV, ends, strict=True)])
 
 
-class _Told(LogitsProcessor):  # type: ignore[misc]
+class Told(LogitsProcessor):  # type: ignore[misc]
     """Makes given tokens the only choice."""
 
     def __init__(self, tokens_BN: torch.Tensor, prompt: int) -> None:

@@ -82,9 +82,9 @@ class Skip:
         self, layer: int, ids_TK: np.ndarray, weights_TK: np.ndarray, resident_E: np.ndarray
     ) -> Rerouted | None:
         """See `Lossy`."""
-        light_TK = below(weights_TK, self.threshold, self.relative)
-        changed_TK = light_TK if self.hits else whole(ids_TK, light_TK & ~resident_E[ids_TK], len(resident_E))
-        return Rerouted(np.where(changed_TK, GIVEN_UP, ids_TK), changed_TK) if changed_TK.any() else None
+        if self.hits:
+            return _without(ids_TK, below(weights_TK, self.threshold, self.relative))
+        return _without(ids_TK, _light_misses(self, ids_TK, weights_TK, resident_E))
 
     def settings(self) -> dict[str, Any]:
         """See `Lossy`."""
@@ -122,9 +122,7 @@ class LowPrecision:
         self, layer: int, ids_TK: np.ndarray, weights_TK: np.ndarray, resident_E: np.ndarray
     ) -> Rerouted | None:
         """See `Lossy`."""
-        light_TK = below(weights_TK, self.threshold, self.relative)
-        changed_TK = whole(ids_TK, light_TK & ~resident_E[ids_TK], len(resident_E))
-        return Rerouted(np.where(changed_TK, GIVEN_UP, ids_TK), changed_TK) if changed_TK.any() else None
+        return _without(ids_TK, _light_misses(self, ids_TK, weights_TK, resident_E))
 
     def settings(self) -> dict[str, Any]:
         """See `Lossy`."""
@@ -174,6 +172,8 @@ class Substitute:
         nearest_TK = ids_TK.copy()
         for rank in range(ids_TK.shape[1]):  # a token's heavier experts choose first
             rows = wanted_TK[:, rank].nonzero()[0]
+            if not len(rows):
+                continue
             cosine_NE = np.where(free_TE[rows], self._cosine_LEE[layer][ids_TK[rows, rank]], -np.inf)
             best_N = cosine_NE.argmax(1)
             found_N = cosine_NE[np.arange(len(rows)), best_N] >= self.similarity
@@ -199,6 +199,20 @@ def below(weights_TK: np.ndarray, threshold: float, relative: str) -> np.ndarray
     light_TK: np.ndarray = weights_TK < threshold * whole_T1
     np.put_along_axis(light_TK, weights_TK.argmax(1)[:, None], False, 1)
     return light_TK
+
+
+def _light_misses(
+    mode: "Skip | LowPrecision", ids_TK: np.ndarray, weights_TK: np.ndarray, resident_E: np.ndarray
+) -> np.ndarray:
+    """bool [T, K]: missing experts that no token gives a weight from the threshold on."""
+    missing_TK: np.ndarray = ~resident_E[ids_TK]
+    if not missing_TK.any():
+        return missing_TK
+    return whole(ids_TK, missing_TK & below(weights_TK, mode.threshold, mode.relative), len(resident_E))
+
+
+def _without(ids_TK: np.ndarray, changed_TK: np.ndarray) -> Rerouted | None:
+    return Rerouted(np.where(changed_TK, GIVEN_UP, ids_TK), changed_TK) if changed_TK.any() else None
 
 
 def whole(ids_TK: np.ndarray, changed_TK: np.ndarray, experts: int) -> np.ndarray:
