@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
@@ -30,7 +31,12 @@ def lossy_of(cfg: DictConfig, architecture: Architecture, quantize: Any) -> Loss
     if chosen is None:
         return None
     parameters = DictConfig({name: value for name, value in chosen.items() if name not in _REPORT})
-    mode: Lossy = built(parameters, "lossy")
+    try:
+        mode: Lossy = built(parameters, "lossy")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        raise
     check_lossy(mode, architecture, torch.device(str(cfg.device)), quantize)
     if mode.did == "substituted" and str(cfg.policy["_target_"]).endswith("OnDemand"):
         raise InputError(
@@ -110,7 +116,7 @@ def texts_of(chosen: DictConfig, tokenizer: PreTrainedTokenizerBase, longest: in
     room = _PROMPT + each if longest is None else min(_PROMPT + each, longest)
     for file in files:
         ids = tokenizer(file.read_text(errors="replace")[: 64 * room], truncation=True, max_length=room)["input_ids"]
-        prompt = min(_PROMPT, len(ids) // 2)
+        prompt = min(_PROMPT, max(len(ids) - each, len(ids) // 2))
         if len(ids) - prompt < 4 or prompt < 1:
             raise InputError(
                 f"lossy.text: got {len(ids)} tokens in {file}; expected at least 8; set lossy.text=assets/heldout"

@@ -35,9 +35,14 @@ class Lossy(Protocol):
     """A mode. `did`: what it did to an assignment, in a word. `low`: the format of low-precision copies of every expert, or
     None. `renormalise`: weights that are left are scaled to the sum that all had."""
 
-    name: str
-    did: str
-    renormalise: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def did(self) -> str: ...
+
+    @property
+    def renormalise(self) -> bool: ...
 
     @property
     def low(self) -> Any: ...
