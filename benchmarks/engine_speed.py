@@ -19,8 +19,8 @@ is not backed by a file, of which `imports_anon` was there before.
 
 Contestants, in bfloat16 unless said:
     stock_default, stock_eager   transformers, its default experts (grouped_mm) and `eager`
-    rgpu_resident                every expert in a slot
-    rgpu_int4_...                the same with experts in int4, by `CpuCompute`
+    rgpu_resident                every expert in a slot from the beginning
+    rgpu_int4_..., rgpu_bf16_... the same with experts in int4 or bfloat16, by `CpuCompute`
     rgpu_lru                     slots for a quarter of the experts, LRU, no prefetch
     rgpu_on_demand               nothing kept, each expert loaded when it is needed
     accelerate_disk              device_map with the experts of a quarter of the layers in RAM, all other experts on disk,
@@ -60,6 +60,7 @@ from rgpu.replay.pool import PoolConfig
 from rgpu.results.provenance import stamp
 from rgpu.runtime.session import OffloadSession
 from rgpu.traces.moe_layers import moe_layers
+from rgpu.types import MoEShape
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "engine_speed.jsonl"
@@ -67,15 +68,17 @@ QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "TRANSFORMERS_VERBOSITY": "error", "PYTHO
 DTYPE = torch.bfloat16
 PROMPT, SHARE, LOAD_STEPS = 8, 0.25, 8
 PAIRS = (  # contestant, whom it is compared with
-    ("rgpu_resident", "stock_default"), ("rgpu_resident", "stock_eager"), ("rgpu_int4_resident", "stock_default"),
+    ("rgpu_resident", "stock_default"), ("rgpu_resident", "stock_eager"), ("rgpu_bf16_resident", "stock_default"),
+    ("rgpu_int4_resident", "stock_default"),
     ("rgpu_int4_resident", "stock_eager"), ("rgpu_lru", "accelerate_disk"), ("rgpu_on_demand", "accelerate_disk"),
     ("rgpu_lru", "rgpu_on_demand"), ("rgpu_lru", "stock_default"), ("rgpu_int4_lru", "accelerate_disk"),
     ("rgpu_lru_direct", "accelerate_disk_cold"), ("rgpu_on_demand_direct", "accelerate_disk_cold"),
     ("rgpu_int4_lru_direct", "accelerate_disk_cold"),
 )  # fmt: skip
 NAMES = (
-    "stock_default", "stock_eager", "rgpu_resident", "rgpu_int4_resident", "rgpu_lru", "rgpu_int4_lru", "rgpu_on_demand",
-    "accelerate_disk", "rgpu_lru_direct", "rgpu_int4_lru_direct", "rgpu_on_demand_direct", "accelerate_disk_cold",
+    "stock_default", "stock_eager", "rgpu_resident", "rgpu_bf16_resident", "rgpu_int4_resident", "rgpu_lru",
+    "rgpu_int4_lru", "rgpu_on_demand", "accelerate_disk", "rgpu_lru_direct", "rgpu_int4_lru_direct",
+    "rgpu_on_demand_direct", "accelerate_disk_cold",
 )  # fmt: skip
 STOCK = {"stock_default": "grouped_mm", "stock_eager": "eager"}
 MISSING = "accelerate is not installed: accelerate_disk is left out"
@@ -125,16 +128,20 @@ def session(name: str, folder: Path, cache: Path) -> OffloadSession:
     config = AutoConfig.from_pretrained(folder)
     group = next(g for g in (128, 64, 32) if config.moe_intermediate_size % g == config.hidden_size % g == 0)
     options: dict[str, Any] = {"store": "direct" if name.endswith("direct") else "disk"}
+    if "bf16" in name:
+        options |= {"quantize": by_name("bf16"), "kernel": CpuCompute}
     if "int4" in name:
         options |= {"quantize": by_name("int4", group=group), "kernel": CpuCompute}
     slots = max(2, round(SHARE * config.num_experts)) if not name.endswith("resident") else config.num_experts
     keeps = "on_demand" not in name
     policy = Lru() if keeps else OnDemand()
     pool = PoolConfig("layer", slots, staging=1 if keeps else slots)
-    return OffloadSession.open(
-        folder, lambda shape: Controller(policy, shape, pool, keep_log=False), dtype=DTYPE, cache=cache, record=False,
-        **options,
-    )  # fmt: skip
+
+    def controller(shape: MoEShape) -> Controller:
+        filled = np.ones((shape.layers, shape.experts), np.int64) if name.endswith("resident") else None
+        return Controller(policy, shape, pool, keep_log=False, uses_LE=filled)
+
+    return OffloadSession.open(folder, controller, dtype=DTYPE, cache=cache, record=False, **options)
 
 
 def opened(name: str, folder: Path, work: Path, stack: ExitStack) -> Any:

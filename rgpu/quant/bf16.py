@@ -32,6 +32,10 @@ class Bf16:
         check_arrays(self, arrays, *weight_NK.shape)
         return arrays
 
+    def quantize(self, weight_NK: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Arrays of a float matrix, each number rounded to the nearest bfloat16; those that are bfloat16 stay as they are."""
+        return self.store(weight_NK.to(torch.bfloat16))
+
     def codes(self, arrays: Arrays) -> torch.Tensor:
         """bfloat16 [N, K]: the numbers are their own codes."""
         return arrays["q"]

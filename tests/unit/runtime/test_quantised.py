@@ -58,7 +58,7 @@ def test_gpt_oss_in_mxfp4(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["qwen3_moe", "gpt_oss", "deepseek_v3"])
-@pytest.mark.parametrize("name", ["int8", "int4", "mxfp4"])
+@pytest.mark.parametrize("name", ["int8", "int4", "mxfp4", "bf16"])
 def test_rounded_once_when_the_store_is_made(kind: str, name: str, tmp_path: Path) -> None:
     width = "moe_intermediate_size" if kind != "gpt_oss" else "intermediate_size"
     folder = build(kind, tmp_path / "m", hidden_size=64, **{width: 32})
