@@ -1,4 +1,5 @@
-"""Run a suite: `study` (the default), `claims` (the Rotary GPU record), `field` (figures that others published)."""
+"""Run a suite: `study` (the default), `claims` (the Rotary GPU record), `field` (figures that others published),
+`validation` (the simulator against live runs)."""
 
 import importlib
 from collections.abc import Callable
@@ -14,6 +15,7 @@ SUITES: dict[str, tuple[str, str]] = {  # name: (module with `run`, where it wri
     "study": ("rgpu.experiments.suites.study", "results/reproduce"),
     "claims": ("rgpu.experiments.suites.claims", "results/reproduce"),  # in a folder of its own there
     "field": ("rgpu.experiments.suites.field", "results/field"),
+    "validation": ("rgpu.experiments.suites.validation", "results/validation"),
 }
 
 

@@ -45,7 +45,7 @@ from rgpu.replay.timing.link import (
     settle,
     vacate,
 )
-from rgpu.replay.timing.machine import BYTE, CHUNK, DISK_BYTE, DISK_READ, FLOP, LAUNCH, LINK_BYTE
+from rgpu.replay.timing.machine import BYTE, CHUNK, DISK_BYTE, DISK_READ, FLOP, LAUNCH, LINK_BYTE, START, SUBMIT
 from rgpu.replay.timing.machine import COPY as COPY_PS
 from rgpu.replay.timing.machine import SYNC as SYNC_PS
 from rgpu.replay.timing.serve import (
@@ -70,6 +70,8 @@ from rgpu.replay.timing.serve import (
     PENDING_PS,
     POOL,
     SPLIT,
+    START_PS,
+    SUBMIT_PS,
     WAVE_FIRST,
     WAVE_NOW,
     E,
@@ -110,9 +112,19 @@ def open_event(ev, t, nbytes, cost, tokens, members, mach):  # type: ignore[no-u
     ev[EACH] = ps(max(nbytes * mach[BYTE], flop * mach[FLOP]))
     ev[ONE_COPY] = ev[LATENCY_PS] + ps(nbytes * mach[LINK_BYTE])
     ev[ONE_READ] = ps(nbytes * mach[DISK_BYTE] + mach[DISK_READ]) if mach[DISK_BYTE] < np.inf else ZERO
+    ev[SUBMIT_PS], ev[START_PS] = np.int64(mach[SUBMIT]), np.int64(mach[START])
     ev[GPU], ev[CPU_AT], ev[LANDED], ev[CLOSED], ev[PENDING_PS], ev[COMPUTED] = t, t, t, t, 0, 0
     ev[WAVE_NOW] += 1
     ev[WAVE_FIRST] = ev[WAVE_NOW]
+
+
+@inner
+def order_after(ev, parts, p, copies):  # type: ignore[no-untyped-def]
+    """What submitting background copies at the end of an event takes of the device's own time; counted as compute."""
+    spent = copies * ev[SUBMIT_PS] + ev[START_PS]
+    parts[p, WALL] += spent
+    parts[p, COMPUTE] += spent
+    return spent
 
 
 @compiled
@@ -231,11 +243,17 @@ def run_clock(  # type: ignore[no-untyped-def]
         parts[p, EXPOSED] += ev[GPU] - t - ev[COMPUTED]
         parts[p, CPU_WAIT] += end - ev[GPU]
         t = end
+        if kept and handler == CPU:
+            t += order_after(ev, parts, p, kept)
         if kept and handler != FETCH:
             if reg[LIVE] > 0:
                 settle(q, reg, ring, disk, t, rec)
             keep(ev, q, reg, ring, disk, where, keys, codes, a0, a1, moved, mach, t, tally, rec)
         if load < proactive.shape[0] and proactive[load, 0] == e:
+            ahead = ZERO
+            while load + ahead < proactive.shape[0] and proactive[load + ahead, 0] == e:
+                ahead += 1
+            t += order_after(ev, parts, p, ahead)
             if reg[LIVE] > 0:
                 settle(q, reg, ring, disk, t, rec)
             while load < proactive.shape[0] and proactive[load, 0] == e:

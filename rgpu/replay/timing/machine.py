@@ -14,8 +14,8 @@ from rgpu.errors import InputError
 # Columns of `Machine.packed`: picoseconds, and picoseconds per byte or operation.
 (
     BYTE, FLOP, LAUNCH, LINK_BYTE, COPY, CHUNK, READ_BYTE, SYNC, CPU_BYTE, CPU_SLOW_BYTE, CPU_FLOP, CPU_CALL, HOST_BYTE,
-    DISK_BYTE, DISK_READ, COLUMNS,
-) = range(16)  # fmt: skip
+    DISK_BYTE, DISK_READ, SUBMIT, START, IN_PLACE, COLUMNS,
+) = range(19)  # fmt: skip
 PS = 1e12  # the clock counts whole picoseconds, so that parts sum to the whole exactly
 
 
@@ -23,7 +23,10 @@ PS = 1e12  # the clock counts whole picoseconds, so that parts sum to the whole 
 class Machine:
     """Rates per second and costs in seconds; an infinite rate takes no time. `cpu_bytes_per_s` 0: the CPU computes no
     experts. `host_bytes_per_s`: memory that CPU compute and copies share. `zero_copy_bytes_per_s`: kernels that read host
-    memory over the link (0: cannot). `link_chunk_bytes` 0: a copy once begun is never interrupted."""
+    memory over the link (0: cannot). `link_chunk_bytes` 0: a copy once begun is never interrupted. `submit_s`: what a copy
+    takes of the device's own time, where the device is the processor that also submits it; `start_s`: what it takes to set
+    idle copying going, once a wave or batch of loads. `in_place`: what "the CPU" computes is computed by the device itself,
+    after its own members (a machine without a GPU)."""
 
     name: str
     bytes_per_s: float
@@ -40,6 +43,9 @@ class Machine:
     host_bytes_per_s: float = math.inf
     disk_bytes_per_s: float = 0.0
     disk_latency_s: float = 0.0
+    submit_s: float = 0.0
+    start_s: float = 0.0
+    in_place: bool = False
 
     def __post_init__(self) -> None:
         for name in ("bytes_per_s", "flop_per_s", "link_bytes_per_s", "host_bytes_per_s", "cpu_flop_per_s"):
@@ -79,10 +85,11 @@ class Machine:
             out[column] = PS / rate if rate > 0 else math.inf
         fixed = {
             LAUNCH: self.launch_s, COPY: self.link_latency_s, SYNC: self.sync_s, CPU_CALL: self.cpu_call_s,
-            DISK_READ: self.disk_latency_s,
+            DISK_READ: self.disk_latency_s, SUBMIT: self.submit_s, START: self.start_s,
         }  # fmt: skip
         for column, seconds in fixed.items():
             out[column] = math.ceil(seconds * PS)
+        out[IN_PLACE] = self.in_place
         chunk = self.link_chunk_bytes * out[LINK_BYTE]
         out[CHUNK] = math.ceil(min(chunk, 2.0**60)) if 0 < chunk < math.inf else 0
         return out

@@ -39,17 +39,18 @@ from rgpu.replay.timing.link import (
     read_now,
     vacate,
 )
-from rgpu.replay.timing.machine import CPU_BYTE, CPU_CALL, CPU_FLOP, CPU_SLOW_BYTE, LINK_BYTE, READ_BYTE
+from rgpu.replay.timing.machine import CPU_BYTE, CPU_CALL, CPU_FLOP, CPU_SLOW_BYTE, IN_PLACE, LINK_BYTE, READ_BYTE
 
 FETCH, CPU, SPLIT, ZERO_COPY = range(4)  # miss handlers
 BY_WAVE, BY_EXPERT, STREAMED = range(3)  # when computing may begin beside copies
 # `ev`: the event's number, pool, first slot of the pool; begin of its experts; when the device and the CPU are free; compute
 # that waits for its wave and when the wave's copies have landed; end of the last closed wave; compute in all; number of the
-# current and the first wave; what computing one, copying one and reading one from disk take; bytes and flop of one.
+# current and the first wave; what computing one, copying one and reading one from disk take; bytes and flop of one; what
+# submitting a copy and setting copying going take of the device's time.
 (
     E, POOL, BASE, T, GPU, CPU_AT, PENDING_PS, LANDED, CLOSED, COMPUTED, WAVE_NOW, WAVE_FIRST, EACH, ONE_COPY, LATENCY_PS,
-    ONE_READ, NBYTES, FLOPS, CHUNK_PS, OVERLAP, BUSY_UNTIL, FIELDS_EV,
-) = range(22)  # fmt: skip
+    ONE_READ, NBYTES, FLOPS, CHUNK_PS, OVERLAP, BUSY_UNTIL, SUBMIT_PS, START_PS, FIELDS_EV,
+) = range(24)  # fmt: skip
 
 
 @inner
@@ -119,11 +120,26 @@ def cpu_ps(ev, mach, nbytes, begin, busy):  # type: ignore[no-untyped-def]
 @inner
 def on_cpu(ev, reg, mach, ready, key, tally, rec):  # type: ignore[no-untyped-def]
     """The CPU computes one expert where it lies, more slowly while copies share host memory."""
-    begin = max(ev[CPU_AT], ready)
-    ev[CPU_AT] = begin + cpu_ps(ev, mach, np.float64(ev[NBYTES]), begin, ev[BUSY_UNTIL]) + np.int64(mach[CPU_CALL])
-    note(rec, reg, CPU_TRACK, CPU_EXPERT, begin, ev[CPU_AT], ev[E], NONE, key, ev[NBYTES])
+    alone = mach[IN_PLACE] == 0.0
+    begin = max(ev[CPU_AT] if alone else ev[GPU], ready)
+    spent = cpu_ps(ev, mach, np.float64(ev[NBYTES]), begin, ev[BUSY_UNTIL]) + np.int64(mach[CPU_CALL])
+    if alone:
+        ev[CPU_AT] = begin + spent
+        note(rec, reg, CPU_TRACK, CPU_EXPERT, begin, ev[CPU_AT], ev[E], NONE, key, ev[NBYTES])
+    else:
+        ev[GPU] = begin + spent
+        ev[COMPUTED] += spent
+        note(rec, reg, GPU_TRACK, EXPERTS, begin, ev[GPU], ev[E], NONE, key, ev[NBYTES])
     tally[CPU_BYTES] += ev[NBYTES]
     tally[CPU_EXPERTS] += 1
+
+
+@inner
+def order(ev, copies, starts):  # type: ignore[no-untyped-def]
+    """The device's own time for submitting copies and setting copying going."""
+    spent = copies * ev[SUBMIT_PS] + starts * ev[START_PS]
+    ev[GPU] += spent
+    ev[COMPUTED] += spent
 
 
 @inner
@@ -152,6 +168,7 @@ def fetch(ev, q, reg, ring, disk, where, keys, codes, a0, a1, kept, misses, stag
     first = a0
     while kept and first < a1:
         last = wave_end(ev, q, codes, first, a1) if disks else a1
+        fresh = True  # nothing of this wave is submitted yet
         for turn in range(turns):
             for a in range(first, last):
                 if codes[a] < 0 or (disks and from_disk[a] != turn):
@@ -159,7 +176,10 @@ def fetch(ev, q, reg, ring, disk, where, keys, codes, a0, a1, kept, misses, stag
                 slot, key = index(ev[BASE] + codes[a]), index(np.int64(keys[a]))
                 if q[slot, WAVE] == ev[WAVE_NOW]:
                     close_wave(ev, reg, rec)
-                earliest = ev[CLOSED] if q[slot, WAVE] >= ev[WAVE_FIRST] else ev[T]
+                    fresh = True
+                order(ev, 1, 1 if fresh else 0)
+                fresh = False
+                earliest = (ev[CLOSED] if q[slot, WAVE] >= ev[WAVE_FIRST] else ev[T]) + ev[SUBMIT_PS]
                 if tracked:
                     vacate(q, reg, ring, slot, ev[T], ev[CHUNK_PS], tally, rec)
                 if turn:
@@ -190,7 +210,8 @@ def fetch(ev, q, reg, ring, disk, where, keys, codes, a0, a1, kept, misses, stag
                 close_wave(ev, reg, rec)
                 for i in range(staging.shape[0]):
                     staging[i] = ev[GPU]
-            earliest = staging[place]
+            earliest = staging[place] + ev[SUBMIT_PS]
+            order(ev, 1, 1 if place == 0 else 0)
             if turn:
                 earliest = max(earliest, read_now(reg, disk, q, ev[T], ev[ONE_READ], rec, ev[E], NONE, key, ev[NBYTES]))
             at = demand(q, reg, ring, ev[T], earliest, ev[ONE_COPY], rec, ev[E], NONE, key, ev[NBYTES])
@@ -319,7 +340,7 @@ def split(ev, q, reg, ring, disk, keys, codes, a0, a1, misses, from_disk, mach, 
         tally[CPU_EXPERTS] += misses - np.int64(moved / size)
     note(rec, reg, CPU_TRACK, CPU_EXPERT, ev[T], done, ev[E], NONE, NONE, np.int64(total - moved))
     ev[CPU_AT] = done
-    spent = ps(misses * ev[EACH] * (moved / max(1.0, total)))
+    spent = ps(ev[EACH] * (moved / size))  # as in `over_link`, to the last picosecond
     ev[COMPUTED] += spent
     ev[GPU] = end
     note(rec, reg, GPU_TRACK, EXPERTS, ev[GPU] - spent, ev[GPU], ev[E], NONE, NONE, np.int64(moved))

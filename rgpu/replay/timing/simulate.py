@@ -134,7 +134,7 @@ def check_length(
     seconds = nbytes.sum() / machine.bytes_per_s + work.sum() / machine.flop_per_s
     seconds += len(log.events.pool) * (machine.launch_s + machine.sync_s)
     seconds += accesses * each / machine.bytes_per_s + rows * expert_flop.max() / machine.flop_per_s
-    seconds += copies * (machine.link_latency_s + each / machine.link_rate)
+    seconds += copies * (machine.link_latency_s + each / machine.link_rate + machine.submit_s + machine.start_s)
     if miss in ("cpu", "split"):
         seconds += accesses * (machine.cpu_call_s + each / machine.cpu_rate)
         seconds += rows * expert_flop.max() / machine.cpu_flop_per_s
