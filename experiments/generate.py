@@ -17,6 +17,7 @@ from rgpu.experiments.live_report import FillBar, check_outputs, counted, timed,
 from rgpu.experiments.live_store import dtype_of, stored
 from rgpu.experiments.live_text import inputs_of, streamer_of
 from rgpu.experiments.live_verify import verified
+from rgpu.memory.exhausted import told_in_a_line
 from rgpu.memory.process import PeakMemory
 from rgpu.replay.controller import Controller
 from rgpu.replay.hot_start import save_profile
@@ -29,6 +30,8 @@ from rgpu.runtime.session import OffloadSession
 from rgpu.runtime.telemetry import Telemetry
 from rgpu.traces.storage import save_trace
 from rgpu.types import MoEShape
+
+REMEDY = "give fewer slots (pool.slots, memory.vram, memory.ram), less context or fewer prompts at once"
 
 
 @command("generate")
@@ -72,7 +75,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     }
     with ExitStack() as stack:
         stack.callback(bar.close)
-        with PeakMemory() as peak:
+        with PeakMemory() as peak, told_in_a_line("run the model", REMEDY):
             before = peak.nbytes
             session = stack.enter_context(OffloadSession.open(folder, controller, **options))
             bar.close()

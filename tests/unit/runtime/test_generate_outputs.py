@@ -1,6 +1,7 @@
 """`rgpu generate`: its files, its figures in time, its text while it is made, hot profiles."""
 
 import json
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,10 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from rgpu.errors import InputError
 from rgpu.experiments.live_report import FillBar
 from rgpu.replay.timing.timeline import TRACKS
+from rgpu.runtime.executor import PoolExecutor
 from rgpu.transfer.counts import Span
 from rgpu.types import ExpertKey
 from tests.live_models import EXPERTS, LAYERS, build
@@ -135,3 +138,24 @@ def test_a_profile_of_another_model(wide: Path, tmp_path: Path) -> None:
     save_profile(tmp_path / "hot.safetensors", np.ones((LAYERS, EXPERTS + 1), np.int64), "other")
     with pytest.raises(InputError, match="the model's MoE layers and experts"):
         generate(wide, f"profile={tmp_path / 'hot.safetensors'}")
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_memory_that_runs_out_in_the_middle_is_one_line(
+    wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """At an event of the prompt or of a later token: nothing half-written, and the model's experts are let go."""
+    calls, real = [0], PoolExecutor._event
+
+    def failing(self: PoolExecutor, *arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] > at * LAYERS:
+            torch.empty(1 << 60, dtype=torch.uint8)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(PoolExecutor, "_event", failing)
+    threads = threading.active_count()
+    with pytest.raises(InputError, match="got no memory for it .*; give fewer slots") as raised:
+        generate(wide, "pool.slots=4", f"trace_out={tmp_path / 'trace.safetensors'}")
+    assert "\n" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == [] and threading.active_count() <= threads
