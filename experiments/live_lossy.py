@@ -22,17 +22,14 @@ from rgpu.runtime.stores import check_lossy, low_layout
 from rgpu.runtime.telemetry import Telemetry
 
 _PROMPT = 32  # tokens of a text that are read in one pass
-_REPORT = ("report", "text", "tokens")
 
 
 def lossy_of(cfg: DictConfig, architecture: Architecture, quantize: Any) -> Lossy | None:
     """The mode of `cfg.lossy`, checked against everything else that `cfg` asks for."""
-    chosen = cfg.get("lossy")
-    if chosen is None:
+    if cfg.get("lossy") is None:
         return None
-    parameters = DictConfig({name: value for name, value in chosen.items() if name not in _REPORT})
     try:
-        mode: Lossy = built(parameters, "lossy")
+        mode: Lossy = built(cfg.lossy, "lossy").mode
     except InstantiationException as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
@@ -43,14 +40,8 @@ def lossy_of(cfg: DictConfig, architecture: Architecture, quantize: Any) -> Loss
             "lossy=substitute: got policy=on_demand, which keeps no expert that could stand in for another; expected one "
             "that keeps some; set policy=lru"
         )
-    if type(chosen.report) is not bool:
-        raise InputError(f"lossy.report: got {chosen.report!r}; expected true or false; set lossy.report=true")
-    if chosen.report:
-        _files(chosen)
-        if type(chosen.tokens) is not int or chosen.tokens < 1:
-            raise InputError(
-                f"lossy.tokens: got {chosen.tokens!r}; expected a number above 0; set lossy.tokens=256, or lossy.report=false"
-            )
+    if cfg.lossy.report:
+        _files(cfg.lossy)
     return mode
 
 
