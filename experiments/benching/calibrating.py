@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
+from rgpu.errors import InputError
 from rgpu.experiments.benching.compute_timing import expert_seconds
 from rgpu.experiments.benching.copy_timing import CopyCosts, copy_costs
 from rgpu.experiments.benching.event_fit import (
@@ -162,7 +165,16 @@ def measured_on() -> str:
 def write_engine_profile(profile: EngineProfile, path: Path) -> Path:
     """The profile as yaml, whole or not at all, read back and compared."""
     write_atomic(path, f"# written by rgpu bench engine\n{profile.to_yaml()}".encode())
-    data = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(data, dict)
-    assert engine_profile_of({str(k): v for k, v in data.items()}) == profile, "a profile reads back as it was written"
+    assert load_engine_profile(path) == profile, "a profile reads back as it was written"
     return path
+
+
+def load_engine_profile(path: Path) -> EngineProfile:
+    """The profile in a yaml; `InputError` for one that is not there or not a profile."""
+    try:
+        data = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise InputError(
+            f"profile: cannot read {path}: {error}; expected one of rgpu bench engine; make one"
+        ) from error
+    return engine_profile_of({str(k): v for k, v in data.items()} if isinstance(data, dict) else {})

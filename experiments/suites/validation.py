@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from rgpu.errors import InputError
-from rgpu.experiments.benching.calibrating import POLICIES, Calibration, write_engine_profile
+from rgpu.experiments.benching.calibrating import POLICIES, Calibration, load_engine_profile, write_engine_profile
 from rgpu.experiments.benching.live_events import Bench, Configuration, LiveRun, prompts_of
 from rgpu.experiments.inputs import policy_named
 from rgpu.experiments.plot import render
@@ -72,11 +72,15 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     slots = tuple(int(n) for n in size.calibration_slots)
     configurations = validated(size)
     check_unseen(configurations, slots)
-    calibration = Calibration(calibrating, tuple(int(b) for b in size.batches), slots, tuple(size.policies))
+    given = None if cfg.validation.profile is None else load_engine_profile(Path(cfg.validation.profile))
+    calibration = None
+    if given is None:
+        calibration = Calibration(calibrating, tuple(int(b) for b in size.batches), slots, tuple(size.policies))
     done = run_rounds(calibration, bench, configurations, size.repeats, cfg.seed)
-    profile = calibration.profile("this_machine")
+    profile = given or calibration.profile("this_machine")  # type: ignore[union-attr]
     path = write_engine_profile(profile, out / "profile.yaml")
     points = [judge(bench, profile, config, done.runs[config]) for config in configurations]
+    calibrated = [c.name for c in calibration.runs] if calibration else [f"{profile.name}, before this run"]
     config = OmegaConf.to_container(cfg, resolve=True)
     facts, provenance = manifest(config), stamp(config, seed=cfg.seed)
     judged = judging.verdict([p["error"] for p in points], [p["spread"] for p in points])
@@ -89,7 +93,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     failed = [f"decisions of {p['name']}" for p in points if not p["identical_decisions"]]
     document = {
         "suite": "validation", "machine": f"{facts['cpu']}, {facts['cores']} cores", "date": facts["date"],
-        "load_average": done.loads, "repeats": int(size.repeats), "calibrated_on": [c.name for c in calibration.runs],
+        "load_average": done.loads, "repeats": int(size.repeats), "calibrated_on": calibrated,
         "decisions_identical": not failed, "failed": failed, **judged, "points": points, "profile": str(path),
         "rows": str(rows), "report": str(out / "report.html"), "limits": limits(cfg, judged),
         "seconds": round(time.perf_counter() - began, 1),
