@@ -136,7 +136,7 @@ def usable_handlers(machine: Machine) -> list[str]:
     """The miss handlers the machine can do."""
     able = {
         "cpu": machine.cpu_bytes_per_s,
-        "split": machine.cpu_bytes_per_s,
+        "split": machine.cpu_bytes_per_s and not machine.in_place,
         "zero_copy": machine.zero_copy_bytes_per_s,
     }
     return [h for h in HANDLERS if able.get(h, 1)]

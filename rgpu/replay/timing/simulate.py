@@ -102,6 +102,11 @@ def check(
         raise InputError(
             f"miss={miss}: got machine {machine.name} whose CPU computes no experts beside its slots; use miss=fetch"
         )
+    if miss == "split" and machine.in_place:
+        raise InputError(
+            f"miss=split: got machine {machine.name}, whose CPU is what computes everything: there are no two sides; use "
+            "miss=fetch or miss=cpu"
+        )
     if miss == "zero_copy" and not machine.zero_copy_bytes_per_s:
         raise InputError(
             f"miss=zero_copy: got machine {machine.name} whose kernels cannot read host memory; use miss=fetch"

@@ -95,6 +95,11 @@ def test_staged_misses_set_copying_going_each_time() -> None:
     assert us(staged, "fetch", staging=1) == pytest.approx(3 * (40 + 10 + 60), abs=1e-3)
 
 
+def test_one_processor_has_no_two_sides() -> None:
+    with pytest.raises(InputError, match="no two sides"):
+        us([[(k, k) for k in range(3)]], "split")
+
+
 def test_misses_computed_in_place_come_one_after_another() -> None:
     assert us([[(k, BYPASS) for k in range(3)]], "cpu", staging=1) == pytest.approx(150.0, abs=1e-3)
     kept = us([[(k, k) for k in range(3)]], "cpu")  # uploaded behind: submitted after the event

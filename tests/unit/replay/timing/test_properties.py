@@ -42,6 +42,7 @@ def machines(draw: Any) -> Machine:
         link_chunk_bytes=draw(st.sampled_from([0.0, 100.0, 333.0])), zero_copy_bytes_per_s=draw(RATES), sync_s=draw(TIMES),
         cpu_bytes_per_s=draw(RATES), cpu_flop_per_s=draw(st.sampled_from([1e5, math.inf])), cpu_call_s=draw(TIMES),
         host_bytes_per_s=draw(RATES), disk_bytes_per_s=draw(RATES), disk_latency_s=draw(TIMES),
+        submit_s=draw(TIMES), start_s=draw(TIMES), in_place=draw(st.booleans()),
     )  # fmt: skip
 
 
@@ -84,6 +85,7 @@ def made(spec: Spec) -> Run:
 @given(SPECS, machines(), st.sampled_from(MISSES), st.sampled_from(OVERLAPS), st.booleans())
 def test_parts_sum_and_nothing_beats_the_bound(spec: Spec, there: Machine, miss: str, overlap: str, tier: bool) -> None:
     run = made(spec)
+    there = replace(there, in_place=there.in_place and miss != "split")
     log, facts, cost = run.log, run.facts, run.cost
     disk: DiskLoads | None = disk_loads(log, Lru(), 3 * SIZE, cost.expert_bytes) if tier else None
     found = simulate(log, facts, there, cost, 2, miss=miss, overlap=overlap, disk=disk, quick=False)
@@ -140,6 +142,7 @@ def test_every_member_is_computed_once(policy: Any, chunk: float) -> None:
 def test_a_division_is_no_slower_than_either_side_alone(
     there: Machine, hits: int, misses: int, kept: bool, overlap: str, tokens: float
 ) -> None:
+    there = replace(there, in_place=False)
     event = [(k, HIT) for k in range(hits)] + [(9 + k, 4 + k if kept else BYPASS) for k in range(misses)]
     log = log_of([event], slots=9, staging=0 if kept else 1)
     facts, cost = facts_of(1, tokens), cost_of_layers(size=SIZE)
