@@ -16,6 +16,7 @@ from rgpu.experiments.benching.link import Settings, measure_profile, write_prof
 from rgpu.experiments.benching.live_events import Bench, prompts_of, run_live
 from rgpu.experiments.benching.measuring import COLUMNS
 from rgpu.experiments.benching.providers import families
+from rgpu.experiments.benching.quiet import Quiet
 from rgpu.experiments.benching.running import check, device_of, setting_of
 from rgpu.experiments.benching.running import run as measure
 from rgpu.experiments.benching.table import write_rows
@@ -77,7 +78,7 @@ def engine(cfg: DictConfig) -> dict[str, Any]:
     prompts = prompts_of(asked.prompts, tokenizer, asked.prompt_tokens, 0, max(batches))
     trace = load_trace(Path(asked.trace)) if any(p.traits.calibration for p in policies.values()) else None
     bench = Bench(folder, prompts, asked.new_tokens, policies, trace, seed=cfg.seed)
-    calibration = Calibration(bench, batches, slots, tuple(asked.policies))
+    calibration = Calibration(bench, batches, slots, tuple(asked.policies), Quiet(asked.others, asked.patience_s))
     run_live(bench, calibration.configurations()[0])  # the first run of a process takes longer
     for _ in tqdm(range(cfg.repeats), desc="rounds", disable=None):
         calibration.run_round()

@@ -26,6 +26,7 @@ from rgpu.experiments.benching.event_fit import (
     samples_of,
 )
 from rgpu.experiments.benching.live_events import Bench, Configuration, LiveRun, run_live
+from rgpu.experiments.benching.quiet import Quiet
 from rgpu.replay.stream import routing_events
 from rgpu.replay.timing.engine_profile import EngineProfile, PassCosts, engine_profile_of
 from rgpu.results.provenance import manifest, write_atomic
@@ -58,6 +59,7 @@ class Calibration:
     batches: tuple[int, ...]
     slots: tuple[int, ...]
     decided: tuple[str, ...]
+    quiet: Quiet
     runs: dict[Configuration, list[LiveRun]] = field(default_factory=dict)
 
     def configurations(self) -> list[Configuration]:
@@ -66,7 +68,7 @@ class Calibration:
     def run_round(self) -> None:
         """Every configuration once more."""
         for config in self.configurations():
-            self.runs.setdefault(config, []).append(run_live(self.bench, config, slices=True))
+            self.runs.setdefault(config, []).append(self.quiet.run(lambda: run_live(self.bench, config, True)))  # noqa: B023
 
     def profile(self, name: str) -> EngineProfile:
         """The numbers of this machine, each with its source."""

@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from rgpu.errors import InputError
 from rgpu.experiments.benching.calibrating import POLICIES, Calibration, load_engine_profile, write_engine_profile
 from rgpu.experiments.benching.live_events import Bench, Configuration, LiveRun, prompts_of
+from rgpu.experiments.benching.quiet import Quiet
 from rgpu.experiments.inputs import policy_named
 from rgpu.experiments.plot import render
 from rgpu.experiments.suites.validating import judging
@@ -73,14 +75,15 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     configurations = validated(size)
     check_unseen(configurations, slots)
     given = None if cfg.validation.profile is None else load_engine_profile(Path(cfg.validation.profile))
-    calibration = None
+    quiet, calibration = Quiet(float(cfg.validation.others), float(size.patience_s)), None
     if given is None:
-        calibration = Calibration(calibrating, tuple(int(b) for b in size.batches), slots, tuple(size.policies))
-    done = run_rounds(calibration, bench, configurations, size.repeats, cfg.seed)
+        calibration = Calibration(calibrating, tuple(int(b) for b in size.batches), slots, tuple(size.policies), quiet)
+    done = run_rounds(calibration, bench, configurations, size.repeats, cfg.seed, quiet)
     profile = given or calibration.profile("this_machine")  # type: ignore[union-attr]
     path = write_engine_profile(profile, out / "profile.yaml")
     points = [judge(bench, profile, config, done.runs[config]) for config in configurations]
     calibrated = [c.name for c in calibration.runs] if calibration else [f"{profile.name}, before this run"]
+    still = float(np.mean(np.asarray(quiet.others) <= quiet.most))
     config = OmegaConf.to_container(cfg, resolve=True)
     facts, provenance = manifest(config), stamp(config, seed=cfg.seed)
     judged = judging.verdict([p["error"] for p in points], [p["spread"] for p in points])
@@ -93,11 +96,12 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     failed = [f"decisions of {p['name']}" for p in points if not p["identical_decisions"]]
     document = {
         "suite": "validation", "machine": f"{facts['cpu']}, {facts['cores']} cores", "date": facts["date"],
-        "load_average": done.loads, "repeats": int(size.repeats), "calibrated_on": calibrated,
+        "load_average": done.loads, "quiet_runs": still, "repeats": int(size.repeats), "calibrated_on": calibrated,
         "decisions_identical": not failed, "failed": failed, **judged, "points": points, "profile": str(path),
-        "rows": str(rows), "report": str(out / "report.html"), "limits": limits(cfg, judged),
+        "rows": str(rows), "report": str(out / "report.html"), "limits": [],
         "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
+    document["limits"] = limits(cfg, document)
     write_manifest(out / "manifest.json", facts)
     write_atomic(out / "validation.json", (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
     build_page(document, index, out)
@@ -111,6 +115,11 @@ def limits(cfg: DictConfig, judged: dict[str, Any]) -> list[str]:
         "The reference model is small: most of a pass is its dense part and fixed costs, which a replay does not change. "
         f"A prediction that leaves every miss out is off by {judged['median_error_without_misses']:.1%} (median).",
     ]
+    if judged["quiet_runs"] < 0.9:
+        said.append(
+            f"Other processes were busy beside {1 - judged['quiet_runs']:.0%} of the runs: measured times are longer and "
+            f"spread {judged['median_spread']:.0%}; load average {judged['load_average']}. Repeat on an idle machine."
+        )
     if cfg.quick:
         said.append("Quick form: few configurations and repeats. Run without quick=true before quoting.")
     return said

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from rgpu.errors import InputError
 from rgpu.experiments.benching.calibrating import POLICIES, Calibration
 from rgpu.experiments.benching.live_events import HANDLERS, Bench, Configuration, LiveRun, run_live
+from rgpu.experiments.benching.quiet import Quiet
 
 
 def validated(size: Any) -> list[Configuration]:
@@ -46,7 +47,12 @@ class Rounds:
 
 
 def run_rounds(
-    calibration: Calibration | None, bench: Bench, configurations: Sequence[Configuration], repeats: int, seed: int
+    calibration: Calibration | None,
+    bench: Bench,
+    configurations: Sequence[Configuration],
+    repeats: int,
+    seed: int,
+    quiet: Quiet,
 ) -> Rounds:
     """`repeats` rounds: calibration runs first, then the validated ones in an order of each round's own. The first run of a
     process is thrown away."""
@@ -61,6 +67,6 @@ def run_rounds(
                 bar.update(len(calibration.configurations()))
             for at in rng.permutation(len(configurations)):
                 config = configurations[int(at)]
-                done.runs.setdefault(config, []).append(run_live(bench, config))
+                done.runs.setdefault(config, []).append(quiet.run(lambda: run_live(bench, config)))  # noqa: B023
                 bar.update()
     return done

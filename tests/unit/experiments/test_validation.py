@@ -51,7 +51,7 @@ def test_the_target_is_ten_percent_or_twice_the_spread() -> None:
     missed = judging.verdict([2 * e for e in errors], [0.01] * 12)
     assert (missed["verdict"], missed["median_error"]) == (judging.MISSED, pytest.approx(0.16))
     noisy = judging.verdict([2 * e for e in errors], [0.09] * 12)
-    assert (noisy["verdict"], noisy["target"]) == (judging.MET, pytest.approx(0.18))
+    assert (noisy["verdict"], noisy["target"]) == (judging.MET_IN_NOISE, pytest.approx(0.18))
     assert "twice the spread" in noisy["target_rests_on"]
     few = judging.verdict(errors[:11], [0.01] * 11)
     assert few["verdict"] == judging.TOO_FEW
@@ -92,7 +92,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(folder: Path, *words: str) -> Any:
     size = "{slots: [4], policies: [on_demand, lru, rotary], handlers: [fetch, cpu], batches: [1, 2], "
-    size += "calibration_slots: [6, 9], prompt_tokens: 8, new_tokens: 10, repeats: 2}"
+    size += "calibration_slots: [6, 9], prompt_tokens: 8, new_tokens: 10, repeats: 2, patience_s: 0}"
     return compose("reproduce", [
         "suite=validation", "quick=true", f"model={folder / 'model'}", f"traces={folder / 'traces'}",
         f"heldout={folder / 'heldout'}", f"out={folder / 'out'}", f"validation.brief={size}", *words,
@@ -114,7 +114,7 @@ def test_decisions_agree_and_every_configuration_is_judged(document: dict[str, A
         assert point["identical_decisions"] and len(point["repeats_s"]) == 2
         assert point["predicted_s"] > 0 and point["measured_s"] > 0
         assert point["error"] == pytest.approx(point["predicted_s"] / point["measured_s"] - 1)
-    assert document["verdict"] in (judging.MET, judging.MISSED)
+    assert document["verdict"] in (judging.MET, judging.MET_IN_NOISE, judging.MISSED)
     assert len(document["load_average"]) == 2
     seen = {(p["policy"], p["slots"]) for p in document["points"]}
     assert all((name.split(",")[0], 4) not in seen for name in document["calibrated_on"])
