@@ -91,7 +91,8 @@ def held(cfg: DictConfig, facts: ModelFacts, made: Stored, setup: Setup, sizes: 
         of_layer = 2 * _EVENT + _MEMBER * facts.experts + (sizes.new - 1) * (_EVENT + _MEMBER * members)
         rows.append(MemoryRow("decision log", facts.layers * of_layer, "ram", "for verify and profile_out"))
     if sizes.logits:
-        rows.append(MemoryRow("logits", 4 * sizes.batch * sizes.new * facts.vocab, "ram", "kept for verify"))
+        where = "vram" if gpu else "ram"
+        rows.append(MemoryRow("logits", 4 * sizes.batch * sizes.new * facts.vocab, where, "kept for verify"))
     return rows
 
 
@@ -114,11 +115,17 @@ def measured(plan: MemoryPlan | None, peak: PeakMemory, before: int) -> dict[str
         found |= {
             "cap_vram_bytes": None if plan is None else plan.vram,
             "planned_vram_bytes": None if plan is None else plan.used("vram"),
-            "peak_vram_bytes": torch.cuda.max_memory_reserved(),
+            "peak_vram_bytes": torch.cuda.max_memory_reserved() + _outside_torch(),
         }
     if plan is not None:
         found["plan"] = [{"name": row.name, "bytes": row.bytes, "where": row.where} for row in plan.rows]
     return found
+
+
+def _outside_torch() -> int:
+    """Of the GPU's memory what torch's allocator does not hold: context and kernels, and other processes on the card."""
+    free, total = torch.cuda.mem_get_info()
+    return max(0, total - free - torch.cuda.memory_reserved())
 
 
 def overrun(found: dict[str, Any]) -> str:

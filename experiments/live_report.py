@@ -12,7 +12,8 @@ from rgpu.errors import InputError
 from rgpu.policies.loop import DEMAND_LOADS, FILL_LOADS, LOADED_BYTES, PROACTIVE_LOADS
 from rgpu.replay.controller import Controller
 from rgpu.results.provenance import write_atomic
-from rgpu.runtime.executor import HANDLERS
+from rgpu.runtime.device_executor import HANDLERS as GPU_HANDLERS
+from rgpu.runtime.executor import HANDLERS, ZERO_COPY
 from rgpu.runtime.session import OffloadSession
 from rgpu.transfer.counts import Span
 
@@ -54,7 +55,9 @@ def counted(controller: Controller, handler: str) -> dict[str, Any]:
         "hits": hits,
         "prefetch_hits": controller.prefetch_hits,
         "misses": misses,
-        "misses_by_handler": {name: misses if name == handler else 0 for name in HANDLERS},
+        "misses_by_handler": {
+            name: misses if name == handler else 0 for name in (GPU_HANDLERS if handler == ZERO_COPY else HANDLERS)
+        },
         "hit_rate": hits / max(1, controller.accesses),
         "loads": demand + ahead + fill,
         "demand_loads": demand,

@@ -51,6 +51,11 @@ def stored(cfg: DictConfig, architecture: Architecture) -> Stored:
     }  # fmt: skip
     if cfg.device == "cuda":
         options["device"] = "cuda"
+    if cfg.pool.miss == ZERO_COPY and not quantised:
+        raise InputError(
+            f"pool.miss: got zero_copy with experts in {cfg.dtype}; expected quantised ones, whose kernels read over the link; "
+            "set quantize=bf16, say, or pool.miss=fetch"
+        )
     lossy = lossy_of(cfg, architecture, quantize)
     if lossy is not None:
         options["lossy"] = lossy

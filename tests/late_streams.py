@@ -32,6 +32,7 @@ class LateStreams:
         self.done = 0
         self.now_s = 0.0
         self.hostwaits = 0
+        self.behind = False  # the next copy begins after all that is queued for computing
 
     def tick(self) -> float:
         self.now_s += 1.0
@@ -45,10 +46,12 @@ class LateStreams:
             self.done += 1
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        assert self.behind, "a copy that could overtake a kernel which still reads its slot"
+        self.behind = False
         self.queue.append((target, source))
 
     def copies_wait(self) -> None:
-        pass
+        self.behind = True
 
     def computing_waits(self, mark: LateMark) -> None:
         self.run(mark.count)

@@ -11,15 +11,16 @@ _SAYINGS = ("can't allocate memory", "not enough memory", "CUDA out of memory", 
 
 
 @contextmanager
-def told_in_a_line(doing: str, remedy: str) -> Iterator[None]:
-    """An allocation that fails in here, on host or GPU, is an `InputError`: "cannot `doing`: got no memory ...; `remedy`"."""
+def told_in_a_line(doing: str, remedy: str, what: str = "") -> Iterator[None]:
+    """An allocation that fails in here, on host or GPU, is an `InputError`: "cannot `doing`: got no memory for `what`;
+    `remedy`". `what`: by default the allocator's own words."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not _is_shortage(error):
             raise
-        line = " ".join(str(error).split())[:160]
-        raise InputError(f"cannot {doing}: got no memory for it ({line}); {remedy}") from error
+        line = what or f"it ({' '.join(str(error).split())[:160]})"
+        raise InputError(f"cannot {doing}: got no memory for {line}; {remedy}") from error
 
 
 def _is_shortage(error: BaseException) -> bool:

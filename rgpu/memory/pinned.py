@@ -1,7 +1,7 @@
 """Host memory that a GPU copies from, and reads, by itself: page-locked while it is used."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -19,6 +19,8 @@ def page_locked(memory: torch.Tensor) -> Iterator[None]:
     address, nbytes = memory.untyped_storage().data_ptr(), memory.untyped_storage().nbytes()
     code = int(runtime.cudaHostRegister(address, nbytes, 0))
     if code:
+        with suppress(RuntimeError):
+            torch.zeros(1, device="cuda")  # the runtime reports its last error once more, with the next launch
         raise InputError(
             f"cannot lock {nbytes} bytes of host memory for the GPU: got CUDA error {code}; expected that much free memory "
             "and a limit (ulimit -l) that allows it; use store=tier with fewer ram_experts"
@@ -26,5 +28,7 @@ def page_locked(memory: torch.Tensor) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.cuda.synchronize()
-        runtime.cudaHostUnregister(address)
+        try:
+            torch.cuda.synchronize()
+        finally:
+            runtime.cudaHostUnregister(address)

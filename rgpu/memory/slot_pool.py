@@ -5,7 +5,8 @@ from enum import Enum
 
 import torch
 
-from rgpu.errors import ConsistencyError, InputError
+from rgpu.errors import ConsistencyError
+from rgpu.memory.exhausted import told_in_a_line
 from rgpu.store.layout import RowLayout
 from rgpu.types import ExpertKey
 
@@ -100,12 +101,9 @@ class SlotPool:
 def allocate(layout: RowLayout, rows: int, device: torch.device | None = None) -> torch.Tensor:
     """uint8 [rows, stride], beginning at a page; `InputError` where there is no memory for it."""
     nbytes = rows * layout.stride
-    try:
+    doing, remedy = f"allocate {rows} slots", "lower pool.slots or the cap that gave so many"
+    with told_in_a_line(doing, remedy, f"{nbytes} bytes, {layout.stride} a slot"):
         raw = torch.empty(nbytes + _PAGE, dtype=torch.uint8, device=device)
-    except (MemoryError, RuntimeError):  # torch raises the latter
-        raise InputError(
-            f"cannot allocate {rows} slots: got no memory for {nbytes} bytes ({layout.stride} a slot); lower pool.slots"
-        ) from None
     start = -raw.data_ptr() % _PAGE
     return raw[start : start + nbytes].view(rows, layout.stride)
 

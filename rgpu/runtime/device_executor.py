@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rgpu.errors import InputError
+from rgpu.errors import InputError, RgpuError
 from rgpu.memory.slot_pool import SlotPool
 from rgpu.memory.slot_table import SlotTable
 from rgpu.replay.controller import Controller, Decision
@@ -54,6 +54,7 @@ class DeviceExecutor(PoolExecutor):
         self._kernels: dict[int, Any] = {}
         self._served: dict[tuple[int, ...], torch.Tensor] = {}  # all zeros: some wave had every pair
         self.readback = Readback()
+        self._broken = False
         self.step: Step = self.at_once  # changed while a step is captured or replayed
         self.transfer: DeviceTransfer
         super().__init__(controller, pools, transfer, None, rows_of_pass, hidden, store)  # type: ignore[arg-type]
@@ -85,6 +86,11 @@ class DeviceExecutor(PoolExecutor):
     ) -> None:  # fmt: skip
         """Waits for the router's choice (unless the caller has: `host`), decides, and queues copies and, unless all is
         `computed` already, what `hits` could not compute (by `launch`, where that is something else than a kernel's call)."""
+        if self._broken:
+            raise RgpuError(
+                "cannot go on: a step of this session was cut short; close the session and open another one"
+            )
+        self._broken = True  # until the end: what an interrupted event has computed and decided cannot be told
         event = self._event(layer, x_TD, ids_TK, weights_TK) if host is None else self._event_of(layer, *host)
         decision = self.controller.observe(event)
         ahead, late = in_time(self.controller.ahead(), decision.pool)
@@ -104,13 +110,17 @@ class DeviceExecutor(PoolExecutor):
             self._submit(load)
         self.settle()
         self.table.upload()
+        self._broken = False
 
     def combine(self, x_TD: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         """[T, D]: the sum of what `hits` and `rest` computed."""
         shape = tuple(weights_TK.shape)
-        if shape not in self._served or shape[0] > FEW:
-            self._served[shape] = torch.zeros(shape, dtype=torch.int32, device=self.device)
-        out_TD: torch.Tensor = self.kernel(len(x_TD)).finish(x_TD, self._served[shape], weights_TK.float())
+        served_TK = self._served.get(shape)
+        if served_TK is None:
+            served_TK = torch.zeros(shape, dtype=torch.int32, device=self.device)
+            if shape[0] <= FEW:
+                self._served[shape] = served_TK
+        out_TD: torch.Tensor = self.kernel(len(x_TD)).finish(x_TD, served_TK, weights_TK.float())
         return out_TD
 
     def sources(self, layer: int) -> list[torch.Tensor]:
@@ -134,14 +144,15 @@ class DeviceExecutor(PoolExecutor):
                 for load in ahead:
                     self._submit(load)
             some = [(i, slot) for i, slot in zip(members.tolist(), slots, strict=True) if missing[i]]
-            for i, slot in some:
+            for _, slot in some:
                 self.transfer.wait(decision.pool, slot)
-                if decision.slots[i] >= 0:  # in a staging slot it stays for this wave only
-                    self.table.set(ExpertKey(int(decision.layers[i]), int(decision.experts[i])), slot)
             if some:
                 with self._pinned(decision, some):
                     pool = self.pools[decision.pool]
                     wave.compute(pool.buffer, [(int(decision.experts[i]), slot) for i, slot in some])
+            for i, slot in some:
+                if decision.slots[i] >= 0:  # in a staging slot it stays for this wave only
+                    self.table.set(ExpertKey(int(decision.layers[i]), int(decision.experts[i])), slot)
 
     def _from_the_store(self, decision: Decision, missing: np.ndarray, wave: "_Wave") -> None:
         members = [ExpertKey(int(decision.layers[i]), int(decision.experts[i])) for i in np.flatnonzero(missing)]
@@ -200,22 +211,23 @@ class _Wave:
 
 
 class Readback:
-    """Small tensors brought to the host in one go, through page-locked buffers that are kept."""
+    """Small tensors brought to the host in one go, through page-locked memory that is kept and grows when needed."""
 
     def __init__(self) -> None:
-        self._buffers: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._room: dict[tuple[int, torch.dtype], torch.Tensor] = {}
 
     def read(self, *tensors: Any) -> list[Any]:
-        """The tensors on the host (None stays), valid until the next call of the same shapes."""
-        out: list[Any] = []
-        for number, tensor in enumerate(tensors):
-            if tensor is None:
-                out.append(None)
-                continue
-            key = (number, tensor.dtype, tuple(tensor.shape))
-            if key not in self._buffers:
-                self._buffers[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            out.append(self._buffers[key].copy_(tensor, non_blocking=True))
+        """The tensors on the host (None stays), valid until the next call."""
+        out = [self._copy(number, tensor) for number, tensor in enumerate(tensors)]
         if any(tensor is not None and tensor.is_cuda for tensor in tensors):
             torch.cuda.current_stream().synchronize()
         return out
+
+    def _copy(self, number: int, tensor: torch.Tensor | None) -> torch.Tensor | None:
+        if tensor is None:
+            return None
+        room = self._room.get((number, tensor.dtype))
+        if room is None or room.numel() < tensor.numel():
+            room = torch.empty(tensor.numel(), dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._room[number, tensor.dtype] = room
+        return room[: tensor.numel()].view(tensor.shape).copy_(tensor, non_blocking=True)

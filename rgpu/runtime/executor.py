@@ -37,7 +37,7 @@ class PoolExecutor:
         rows_of_pass: Callable[[], PassInfo | None], hidden: bool, store: ExpertSource | None = None, handler: str = FETCH,
     ) -> None:  # fmt: skip
         if handler not in HANDLERS:
-            raise InputError(f"pool.miss: got {handler!r}; expected one of {', '.join(HANDLERS)}")
+            raise InputError(f"pool.miss: got {handler!r}; expected one of {', '.join(HANDLERS)}; set pool.miss=fetch")
         self.controller = controller
         self.pools = pools
         self.transfer = transfer

@@ -3,8 +3,10 @@
 Legend: B sequences, T tokens of a pass, D hidden size, K top-k, L MoE layers.
 """
 
+import copy
 import functools
-from contextlib import ExitStack
+import logging
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -44,6 +46,7 @@ class _Captured:
         self.graphs: list[torch.cuda.CUDAGraph] = []
         self.cuts: list[_Cut] = []
         self._memory = memory
+        self._open: list[torch.cuda.CUDAGraph] = []  # the one that is being captured
         self._hosts = _host_buffers(executor, len(kwargs["input_ids"]))
         before, executor.step = executor.step, self._inside if whole else self._cut
         torch.cuda.synchronize()
@@ -52,10 +55,13 @@ class _Captured:
         try:
             with torch.cuda.stream(stream), torch.no_grad():
                 self.graphs.append(self._begin())
-                try:
-                    self.output = forward(**self.kwargs)
-                finally:
-                    self.graphs[-1].capture_end()
+                self.output = forward(**self.kwargs)
+                self._end()
+        except BaseException:
+            if self._open:
+                with torch.cuda.stream(stream), suppress(RuntimeError):  # the stream must not stay in a capture
+                    self._end()
+            raise
         finally:
             executor.step = before
         torch.cuda.current_stream().wait_stream(stream)
@@ -63,7 +69,11 @@ class _Captured:
     def _begin(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
+        self._open.append(graph)
         return graph
+
+    def _end(self) -> None:
+        self._open.pop().capture_end()
 
     def _read(self, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor) -> Host:
         host = self._hosts[len(self.cuts)]
@@ -78,13 +88,13 @@ class _Captured:
         executor, floats_TK = self.executor, weights_TK.float()
         host = self._read(x_TD, ids_TK, floats_TK)
         executor.hits(module.layer, x_TD, ids_TK, floats_TK)
-        self.graphs[-1].capture_end()
+        self._end()
         cut = _Cut(module, x_TD, ids_TK, weights_TK, host)
         self.cuts.append(cut)
         for rows_SB in executor.sources(module.layer):
-            graph = cut.graphs[rows_SB.data_ptr()] = self._begin()
+            cut.graphs[rows_SB.data_ptr()] = self._begin()
             executor.kernel(len(x_TD)).wave(x_TD, rows_SB, cut.slot_TK, floats_TK)
-            graph.capture_end()
+            self._end()
         self.graphs.append(self._begin())
         return executor.combine(x_TD, floats_TK)
 
@@ -96,7 +106,7 @@ class _Captured:
         return self.executor.combine(x_TD, weights_TK)
 
     def run(self, kwargs: dict[str, Any]) -> Any:
-        """The step for other inputs of the same shapes; its output is overwritten by the next step."""
+        """The step for other inputs of the same shapes."""
         for name, value in kwargs.items():
             _refill(self.kwargs[name], value)
         executor, stream = self.executor, torch.cuda.current_stream()
@@ -115,7 +125,9 @@ class _Captured:
                 self.graphs[-1].replay()
         finally:
             executor.step = before
-        return self.output
+        output = copy.copy(self.output)
+        output.logits = output.logits.clone()  # the next step overwrites the graph's own
+        return output
 
     def _decide(
         self, module: PooledExperts, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor
@@ -137,11 +149,13 @@ def _host_buffers(executor: DeviceExecutor, tokens: int) -> list[Host]:
     """Page-locked room for what the host reads of every layer."""
     shape = executor.controller.shape
     pairs = (shape.layers, tokens, shape.top_k)
-    ids_LTK = torch.empty(pairs, dtype=torch.int64, pin_memory=True)
-    weights_LTK = torch.empty(pairs, dtype=torch.float32, pin_memory=True)
+    ids_LTK = torch.empty(pairs, dtype=torch.int64, pin_memory=torch.cuda.is_available())
+    weights_LTK = torch.empty(pairs, dtype=torch.float32, pin_memory=torch.cuda.is_available())
     if not executor.hidden:
         return [(ids, weights, None) for ids, weights in zip(ids_LTK, weights_LTK, strict=True)]
-    hidden_LTD = torch.empty(shape.layers, tokens, shape.hidden, dtype=torch.float32, pin_memory=True)
+    hidden_LTD = torch.empty(
+        shape.layers, tokens, shape.hidden, dtype=torch.float32, pin_memory=torch.cuda.is_available()
+    )
     return list(zip(ids_LTK, weights_LTK, hidden_LTD, strict=True))
 
 
@@ -150,19 +164,20 @@ class StepGraphs:
 
     The first step of a kind runs as always; the second is captured and from then on replayed: cut in front of every MoE
     layer's decision, or, while every expert is in its slot, in one piece, the decisions being made behind it. Everything
-    else (prompts, growing caches, hooks that ask for attentions) goes the usual way. The steps' numbers are those of the
-    usual way: the same kernels in the same order.
+    else (prompts, growing caches, caches that beams reorder, outputs beyond the logits, models that cannot be captured) goes
+    the usual way. The steps' numbers are those of the usual way: the same kernels in the same order.
     """
 
     def __init__(self, model: Any, executor: DeviceExecutor, stack: ExitStack) -> None:
-        self.executor = executor
+        self._executor: DeviceExecutor | None = executor
         self._forward = model.forward
         self._seen: set[Any] = set()
         self._captured: dict[Any, _Captured] = {}
-        self._cache: Any = None
+        self._cache: Any = None  # what captures point into: the cache, and where its tensors are
         self._memory: Any = None
         self.replayed = 0
         self.captured = 0
+        self.failed: Exception | None = None  # the first capture that did not work: there is no other then
         had = "forward" in vars(model)
 
         @functools.wraps(model.forward)  # transformers reads the signature
@@ -171,7 +186,11 @@ class StepGraphs:
 
         model.forward = step
         stack.callback(setattr, model, "forward", self._forward) if had else stack.callback(delattr, model, "forward")
-        stack.callback(self._forget)
+        stack.callback(self._close)
+
+    def _close(self) -> None:
+        self._forget()
+        self._executor = None
 
     def _forget(self) -> None:
         self._captured.clear()
@@ -179,31 +198,46 @@ class StepGraphs:
         self._cache = self._memory = None
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
-        kind = None if args else _kind_of(kwargs)
-        if kind is None:
+        kind = None if args or self.failed is not None else _kind_of(kwargs)
+        if kind is None or self._executor is None:
             return self._forward(*args, **kwargs)
-        cache = _cache_of(kwargs)
-        if cache is not self._cache:  # captures point into the old one and would keep its memory
-            self._forget()
+        cache = _cache_of(kwargs), _places(_cache_of(kwargs))
+        if self._cache is None or cache[0] is not self._cache[0] or cache[1] != self._cache[1]:
+            self._forget()  # captures point into other tensors, and would keep their memory
             self._cache = cache
         if kind not in self._seen:
             self._seen.add(kind)
             return self._forward(**kwargs)
-        whole = bool((self.executor.table.host_LE >= 0).all())
-        if (kind, whole) not in self._captured:
-            if not self._captured:  # the memory of graphs that are all gone cannot be used again
-                self._memory = torch.cuda.graph_pool_handle()
-            self._captured[kind, whole] = _Captured(self.executor, self._forward, kwargs, whole, self._memory)
-            self.captured += 1
+        whole = bool((self._executor.table.host_LE >= 0).all())
+        if (kind, whole) not in self._captured and not self._capture(kind, whole, kwargs):
+            return self._forward(**kwargs)
         self.replayed += 1
         return self._captured[kind, whole].run(kwargs)
+
+    def _capture(self, kind: Any, whole: bool, kwargs: dict[str, Any]) -> bool:
+        """Whether it worked; a model that waits for the device in its step cannot be captured."""
+        assert self._executor is not None
+        if not self._captured:  # the memory of graphs that are all gone cannot be used again
+            self._memory = torch.cuda.graph_pool_handle()
+        try:
+            self._captured[kind, whole] = _Captured(self._executor, self._forward, kwargs, whole, self._memory)
+        except (RuntimeError, TypeError, ValueError) as error:
+            self.failed = error
+            self._forget()
+            logging.getLogger(__name__).warning(
+                "decode steps run without CUDA graphs: %s", " ".join(str(error).split())[:200]
+            )
+            return False
+        self.captured += 1
+        return True
 
 
 def _kind_of(kwargs: dict[str, Any]) -> Any:
     """What must be equal for one capture to serve another call; None where a call is not such a step."""
-    ids = kwargs.get("input_ids")
-    cache = _cache_of(kwargs)
-    if ids is None or ids.shape[1] != 1 or ids.shape[0] > FEW or not ids.is_cuda or cache is None:
+    ids, cache = kwargs.get("input_ids"), _cache_of(kwargs)
+    if ids is None or ids.shape[1] != 1 or ids.shape[0] > FEW or not _on_device(ids) or cache is None:
+        return None
+    if any(value for name, value in kwargs.items() if name.startswith("output_")):  # they would share one buffer
         return None
     layers = getattr(cache, "layers", None)
     if not layers or not getattr(cache, "is_compileable", False) or not all(_ready(layer) for layer in layers):
@@ -214,6 +248,13 @@ def _kind_of(kwargs: dict[str, Any]) -> Any:
     except TypeError:
         return None
     return kind
+
+
+def _places(cache: Any) -> tuple[int, ...]:
+    """Where the tensors of a cache are: reordering for beams puts others in their place."""
+    return tuple(
+        tensor.data_ptr() for layer in cache.layers for tensor in (layer.keys, layer.values, layer.cumulative_length)
+    )
 
 
 def _cache_of(kwargs: dict[str, Any]) -> Any:
@@ -227,9 +268,13 @@ def _ready(layer: Any) -> bool:
     ) and not hasattr(layer, "cumulative_length_int")  # fmt: skip
 
 
+def _on_device(tensor: torch.Tensor) -> bool:
+    return tensor.is_cuda
+
+
 def _signature(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        if not value.is_cuda:
+        if not _on_device(value):
             raise TypeError("a tensor on the host")
         return ("tensor", tuple(value.shape), str(value.dtype))
     if isinstance(value, dict):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from rgpu.policies.loop import COUNTS, DEMAND_LOADS, HITS, LOADED_BYTES, PREFETCH_HITS, PROACTIVE_LOADS
 from rgpu.traces.moe_layers import moe_layers
@@ -70,7 +71,11 @@ class Telemetry:
             state["counts"], state["stall_s"] = controller.counts.copy(), transfer.counts().stall_s
             state["lossy"] = {} if rerouter is None else rerouter.per_pass()
 
+        on_gpu = any(values.is_cuda for values in model.parameters())
+
         def end(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+            if on_gpu:  # the last of the pass is only queued
+                torch.cuda.current_stream().synchronize()
             end_s, done = time.perf_counter(), transfer.counts()
             lossy = {} if rerouter is None else rerouter.per_pass()
             if self.slices is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from rgpu.errors import InputError
 from rgpu.memory.slot_pool import CopyState, SlotPool
 from rgpu.store.source import ExpertSource
 from rgpu.transfer.counts import AHEAD, DEMAND, Observer, Span, TransferCounts
@@ -39,7 +40,8 @@ class DeviceTransfer:
     it holds its expert for everything queued from then on.
 
     Experts that the source holds are copied from there (at full speed where that memory is page-locked, see
-    `rgpu.memory.pinned`); others are read into a page-locked buffer first, by the caller's thread.
+    `rgpu.memory.pinned`); others are read into a page-locked buffer first, by the caller's thread. A read that fails ends all
+    copying: the error is raised then and at every later `submit` and `wait`.
     """
 
     def __init__(
@@ -54,12 +56,13 @@ class DeviceTransfer:
         self._issued: deque[_Copy] = deque()  # on the device, oldest first
         self._ahead = 0  # of these, ahead
         self._last: dict[tuple[int, int], _Copy] = {}
-        self._found: list[tuple[int, int]] = []
+        self._found: set[tuple[int, int]] = set()
         self._stalls: deque[tuple[Any, Any]] = deque()
         self._bounce: deque[tuple[torch.Tensor, Any]] = deque()  # and until when they are read
         self._counts = TransferCounts()
         self._observer = observer
         self._closed = False
+        self._error: BaseException | None = None
         self._zero = streams.mark()
         streams.finish(self._zero)
         self._zero_s = time.perf_counter()  # of the device's clock on the host's
@@ -80,8 +83,7 @@ class DeviceTransfer:
 
     def submit(self, key: ExpertKey, pool: int, slot: int, ahead: bool = False) -> None:
         """Queues a copy of `key` into `slot` of `pool`; `ahead`: behind everything that is needed now."""
-        if self._closed:
-            raise TransferError("transfer engine is closed")
+        self._check()
         copy = _Copy(key, pool, slot, self._pools[pool].begin(slot, key), ahead)
         before, self._last[pool, slot] = self._last.get((pool, slot)), copy
         if before is not None and before.begin is None:
@@ -97,7 +99,7 @@ class DeviceTransfer:
         """Drops the copy ahead that was submitted last for the slot where it is not on the device yet; the slot is then
         EMPTY. Whether there was one."""
         copy = self._last.get((pool, slot))
-        if copy is None or copy.begin is not None:
+        if copy is None or copy not in self._queue:
             return False
         self._queue.remove(copy)
         self._pools[pool].drop(slot, copy.ticket)
@@ -107,8 +109,7 @@ class DeviceTransfer:
 
     def wait(self, pool: int, slot: int) -> None:
         """What is queued for computing from now on finds the slot's last copy complete."""
-        if self._closed:
-            raise TransferError("transfer engine is closed")
+        self._check()
         copy = self._last.get((pool, slot))
         if copy is None:
             return
@@ -133,8 +134,8 @@ class DeviceTransfer:
         """(pool, slot) of every copy that was found complete since the last call without a `wait` for it, unless another one
         for the slot was submitted since."""
         self.pump()
-        found, self._found = self._found, []
-        return [(pool, slot) for pool, slot in found if self._pools[pool].state(slot) is CopyState.READY]
+        found, self._found = self._found, set()
+        return [(pool, slot) for pool, slot in sorted(found) if self._pools[pool].state(slot) is CopyState.READY]
 
     def close(self) -> None:
         """Drops what is not on the device and waits for what is; safe to call twice."""
@@ -148,6 +149,21 @@ class DeviceTransfer:
             self._bounce.clear()
 
     def _issue(self, copy: _Copy) -> None:
+        try:
+            self._queue_on_device(copy)
+        except BaseException as error:  # also an interrupt: what is queued on the device then cannot be told
+            self._error = error
+            raise
+
+    def _check(self) -> None:
+        if self._closed:
+            raise TransferError("transfer engine is closed")
+        if isinstance(self._error, InputError):
+            raise InputError(str(self._error)) from self._error
+        if self._error is not None:
+            raise TransferError(f"copy failed: {self._error!r}") from self._error
+
+    def _queue_on_device(self, copy: _Copy) -> None:
         source, passing = self._host(copy.key)
         pool = self._pools[copy.pool]
         self._streams.copies_wait()
@@ -188,7 +204,7 @@ class DeviceTransfer:
         if self._last.get((copy.pool, copy.slot)) is copy:
             self._pools[copy.pool].finish(copy.slot, copy.ticket)
             del self._last[copy.pool, copy.slot]
-            self._found.append((copy.pool, copy.slot))
+            self._found.add((copy.pool, copy.slot))
 
     def _cancelled(self, copy: _Copy) -> None:
         self._counts.cancelled += 1

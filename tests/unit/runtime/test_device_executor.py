@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from rgpu.errors import InputError
+from rgpu.errors import InputError, RgpuError
 from rgpu.kernels.compute_cpu import CpuCompute
 from rgpu.memory.slot_pool import CopyState, SlotPool, make_pools
 from rgpu.policies.lru import Lru
@@ -143,3 +143,42 @@ def test_copies_ahead_wait_on_the_host_and_can_be_dropped(folder: Path, stores: 
         counts = transfer.counts()
         assert (counts.cancelled, counts.promoted) == (2, 1)
         assert pool.state(5) is CopyState.READY and pool.state(7) is CopyState.READY
+
+
+@pytest.mark.parametrize("at", [1, 2, 7])
+def test_a_step_cut_short_is_the_last(folder: Path, stores: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Interrupted between a decision and its computation: whatever runs next must not believe the table."""
+    pool = PoolConfig("layer", 3)
+    with opened(folder, stores, Lru(), pool) as session:
+        late = Late(session, lambda shape: Controller(Lru(), shape, pool), "fetch", 1)
+        launches, launch = [0], late.executor._launch
+
+        def interrupted(*arguments: Any) -> Any:
+            launches[0] += 1
+            if launches[0] == at:
+                raise KeyboardInterrupt
+            return launch(*arguments)
+
+        monkeypatch.setattr(late.executor, "_launch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            generate(session.model, prompts(4))
+        with pytest.raises(RgpuError, match="cut short; close the session"):
+            generate(session.model, prompts(4))
+
+
+def test_a_read_that_fails_ends_all_copying(folder: Path, stores: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = PoolConfig("layer", 2)
+    with opened(folder, stores, Lru(), pool) as session:
+        late = Late(session, lambda shape: Controller(Lru(), shape, pool), "fetch", 3, "direct")
+
+        def failing(*_: Any) -> None:
+            raise InputError("cannot read x: got an error; expected bytes; replace the disk")
+
+        monkeypatch.setattr(late.store, "read_into", failing)
+        for ahead in (False, True):
+            with pytest.raises(InputError, match="cannot read x"):
+                late.transfer.submit(ExpertKey(0, 1), 0, 0, ahead=ahead)
+        with pytest.raises(InputError, match="cannot read x"):
+            late.transfer.wait(0, 0)
+        assert not late.transfer.cancel(0, 0)
+        late.transfer.close()

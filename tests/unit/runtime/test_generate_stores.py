@@ -93,6 +93,10 @@ def test_misses_on_the_processor(wide: Path, store: str) -> None:
         (("pool.miss=zero_copy",), "pool.miss: got 'zero_copy' with device=cpu; expected one of fetch, cpu"),
         (("device=cuda", "pool.miss=cpu"), "pool.miss: got 'cpu' with device=cuda; expected one of fetch, zero_copy"),
         (("device=cuda", "pool.miss=zero_copy"), "pool.miss: got zero_copy with store=disk; expected store=ram"),
+        (
+            ("device=cuda", "pool.miss=zero_copy", "store=ram"),
+            "pool.miss: got zero_copy with experts in float32; expected",
+        ),
         (("store=tier",), "ram_experts: got 0; expected a number above 0"),
         (("ram_experts=4",), "ram_experts: got 4; expected 0 with store=disk"),
         (("quantize=int3",), "quantize: got 'int3'; expected null or one of int8, int4, mxfp4"),
