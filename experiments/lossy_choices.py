@@ -31,7 +31,7 @@ def skip(
 
 
 def substitute(
-    similarity: float = 0.3, threshold: float | None = None, relative: str = LARGEST, report: bool = True,
+    similarity: float = 0.0, threshold: float | None = 0.3, relative: str = LARGEST, report: bool = True,
     text: str = "assets/heldout", tokens: int = 256,
 ) -> LossyChoice:  # fmt: skip
     """See `Substitute`."""

@@ -141,11 +141,11 @@ class Substitute:
 
     name, did, low, renormalise = "substitute", "substituted", None, False
 
-    def __init__(self, similarity: float = 0.3, threshold: float | None = None, relative: str = LARGEST) -> None:
+    def __init__(self, similarity: float = 0.0, threshold: float | None = 0.3, relative: str = LARGEST) -> None:
         if similarity != similarity or similarity < -1:
             raise InputError(
                 f"lossy.similarity: got {similarity}; expected a cosine, from -1 (any) to above 1 (none); set "
-                "lossy.similarity=0.3"
+                "lossy.similarity=0"
             )
         _check(self.name, 1.0 if threshold is None else threshold, relative)
         self.similarity, self.threshold, self.relative = similarity, threshold, relative

@@ -131,18 +131,18 @@ class Rerouter:
 
     def _count(self, chosen_TK: np.ndarray, gate_TK: np.ndarray, resident_E: np.ndarray, made: Rerouted | None) -> None:
         counts, info = self.counts, self._rows_of_pass()
-        real_T = np.ones(len(chosen_TK), bool) if info is None else info.phase_T != PADDING
-        counts.rows += int(real_T.sum())
-        counts.assignments += int(real_T.sum()) * chosen_TK.shape[1]
+        padding_T = None if info is None or info.phase_T.max() != PADDING else info.phase_T == PADDING
+        rows = len(chosen_TK) - (0 if padding_T is None else int(padding_T.sum()))
+        counts.rows += rows
+        counts.assignments += rows * chosen_TK.shape[1]
         if made is None:
             return
-        changed_TK = made.changed_TK & real_T[:, None]
-        share_T = (gate_TK * changed_TK).sum(1) / np.maximum(gate_TK.sum(1), 1e-12)
-        counts.changed += int(changed_TK.sum())
-        counts.rows_changed += int(changed_TK.any(1).sum())
-        counts.weight += float(share_T.sum())
-        avoided = chosen_TK[made.changed_TK & ~resident_E[chosen_TK]]
-        counts.not_loaded += int(np.setdiff1d(avoided, made.ids_TK).size)
+        avoided = chosen_TK[made.changed_TK & ~resident_E[chosen_TK]].tolist()
+        counts.not_loaded += len(set(avoided).difference(made.ids_TK.reshape(-1).tolist()))  # sets: as quick as it gets
+        changed_TK = made.changed_TK if padding_T is None else made.changed_TK & ~padding_T[:, None]
+        counts.changed += int(np.count_nonzero(changed_TK))
+        counts.rows_changed += int(np.count_nonzero(changed_TK.any(1)))
+        counts.weight += float(((gate_TK * changed_TK).sum(1) / np.maximum(gate_TK.sum(1), 1e-12)).sum())
 
 
 def _rows_of(router: Any, experts: int) -> np.ndarray | None:

@@ -33,7 +33,7 @@ def ran(wide: Path, text: Path, *overrides: str) -> dict[str, Any]:
     ("choice", "nothing"),
     [
         (("lossy=skip", "lossy.threshold=0.9"), "lossy.threshold=0"),
-        (("lossy=substitute", "lossy.similarity=-1"), "lossy.similarity=1.5"),
+        (("lossy=substitute", "lossy.threshold=0.9"), "lossy.similarity=1.5"),
         (("lossy=low_precision", "lossy.threshold=0.9"), "lossy.threshold=0"),
     ],
 )
@@ -123,4 +123,4 @@ def test_models_of_one_expert_a_token_and_short_texts(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="one expert a token"):
         generate(folder, "lossy=skip", "lossy.report=false")
     with pytest.raises(InputError, match="got 2 tokens"):
-        generate(folder, "lossy=substitute", f"lossy.text={short}")
+        generate(folder, "lossy=substitute", "lossy.threshold=null", f"lossy.text={short}")

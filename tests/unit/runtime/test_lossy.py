@@ -93,4 +93,4 @@ def test_mistakes_are_one_line(make: Any, message: str) -> None:
 
 
 def test_substituting_a_models_only_expert_is_fine() -> None:
-    Substitute().prepare([np.eye(3)], 1)
+    Substitute(threshold=None).prepare([np.eye(3)], 1)

@@ -50,7 +50,7 @@ def stock(folder: Path) -> Any:
     return load_resident(folder, read_architecture(folder), torch.float32)
 
 
-@pytest.mark.parametrize("mode", [Skip(0.0), Skip(0.0, "sum", hits=True), Substitute(1.1), Substitute(-1.0, 0.0)])
+@pytest.mark.parametrize("mode", [Skip(0.0), Skip(0.0, "sum", hits=True), Substitute(1.1, None), Substitute(-1.0, 0.0)])
 def test_with_a_threshold_that_nothing_passes_it_is_the_exact_run(
     cases: dict[str, Case], cache: Path, mode: Lossy
 ) -> None:
@@ -94,8 +94,8 @@ def test_all_but_the_top_expert_skipped(
 MODES: dict[str, tuple[Lossy, Any]] = {
     "skip": (Skip(0.9), lambda ids, w, there, _: skipped(ids, w, there, 0.9, "largest", False)),
     "skip_sum": (Skip(0.4, "sum"), lambda ids, w, there, _: skipped(ids, w, there, 0.4, "sum", False)),
-    "any": (Substitute(-1.0), lambda ids, w, there, rows: substituted(ids, w, there, rows, -1, None, "largest")),
-    "near": (Substitute(0.1), lambda ids, w, there, rows: substituted(ids, w, there, rows, 0.1, None, "largest")),
+    "any": (Substitute(-1.0, None), lambda ids, w, there, rows: substituted(ids, w, there, rows, -1, None, "largest")),
+    "near": (Substitute(0.1, None), lambda ids, w, there, rows: substituted(ids, w, there, rows, 0.1, None, "largest")),
     "light": (Substitute(-1.0, 0.9), lambda ids, w, there, rows: substituted(ids, w, there, rows, -1, 0.9, "largest")),
 }
 
