@@ -20,10 +20,10 @@ COMMANDS = {
     "plot": "draw figures from result rows",
     "compare": "a policy of your own in one Python file against every other, with verdicts: compare my_policy.py",
     "audit": "check an engine's decision log: legality, a policy's choices, regret of evictions: audit LOG",
-    "bench": "measure this machine: its expert kernels (bench kernels), or memory, disk and GPU as a profile (bench link)",
+    "bench": "measure this machine: kernels (bench kernels), memory, disk and GPU (bench link), the engine (bench engine)",
 }
 SUBJECTS = {
-    "bench": ("kernels", "link")
+    "bench": ("kernels", "link", "engine")
 }  # commands whose first word says what: `bench kernels` is `bench what=kernels`
 FILES = {"compare": ("policy.file", (".py",)), "audit": ("log", (".safetensors", ".jsonl"))}  # first word: a file
 HELP = ("-h", "--help", "help")

@@ -3,6 +3,7 @@
 Legend: P decode passes, L MoE layers, V events, R repeats.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from rgpu.experiments.benching.live_events import LiveRun, event_counts
 from rgpu.replay.timing.facts import pass_facts
 from rgpu.runtime.executor import CPU
 
+TIMES = ("wall_P", "waited_P", "dense_PL", "experts_PL", "head_P")
+CLEAN, FEWEST = 0.01, 8  # share of a pass that it may have waited; passes of a configuration that must be left
 SLOTS = 2  # the column of members that are computed from slots
 ROUNDS, OUTLIER = 4, 4.0  # of leaving out what lies further from the fit than so many median absolute residuals
 
@@ -55,16 +58,28 @@ class DenseCosts:
 
 
 def medians(runs: Sequence[LiveRun]) -> LiveRun:
-    """Runs of one configuration as one, each time the median of the repeats (which decide the same, event for event)."""
+    """Runs of one configuration as one, each time the median of the repeats (which decide the same, event for event). A pass
+    that waited for a processor counts in no repeat in which it did; NaN where that leaves none. Where that leaves fewer than
+    `FEWEST` passes, each counts in the repeat in which it waited least."""
     first = runs[0]
-    middle = {n: np.median([getattr(r, n) for r in runs], 0) for n in ("seconds_P", "dense_PL", "experts_PL", "head_P")}
+    share_RP = np.stack([run.waited_P / run.wall_P for run in runs])
+    waited_RP = share_RP > CLEAN
+    if (~waited_RP.all(0)).sum() < FEWEST:
+        waited_RP = share_RP > share_RP.min(0)
+    middle = {}
+    for name in TIMES:
+        times = np.stack([getattr(run, name) for run in runs])
+        times[waited_RP] = np.nan
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of passes without a clean repeat
+            middle[name] = np.nanmedian(times, 0)
     return LiveRun(first.config, log=first.log, hits=first.hits, trace=first.trace, shape=first.shape, **middle)
 
 
 def samples_of(run: LiveRun, decide_s: float) -> EventSamples:
     """The events of a run whose members all had a slot, so that each was served in one wave."""
     found = event_counts(run.log, run.shape.layers)
-    fits = found.members < run.config.slots
+    fits = (found.members < run.config.slots) & np.isfinite(run.experts_PL)
     members, kept, staged = (a[fits].astype(np.float64) for a in (found.members, found.kept, found.staged))
     in_place = run.config.handler == CPU
     missed = kept + staged
@@ -112,13 +127,17 @@ def fit_dense(runs: Sequence[LiveRun]) -> DenseCosts:
     pairs = [pass_facts(run.trace).work[1:, 3] for run in runs]
     layer_V = np.concatenate([run.dense_PL[:, 1:].ravel() for run in runs])
     pairs_V = np.concatenate([np.repeat(p, run.dense_PL.shape[1] - 1) for p, run in zip(pairs, runs, strict=True)])
-    inside = np.ones(len(layer_V), bool)
+    inside = np.isfinite(layer_V)
+    if inside.sum() < 8:
+        raise InputError(
+            f"calibration: got {inside.sum()} layers timed without waiting; expected more; calibrate on an idle machine"
+        )
     columns_VC = np.column_stack([np.ones(len(layer_V)), pairs_V])
     for _ in range(ROUNDS):
         found_C, _ = nnls(columns_VC[inside], layer_V[inside])
-        off_V = np.abs(columns_VC @ found_C - layer_V)
+        off_V = np.nan_to_num(np.abs(columns_VC @ found_C - layer_V), nan=np.inf)
         inside = off_V <= max(OUTLIER * float(np.median(off_V[inside])), 1e-12)
     once_P = np.concatenate(
         [r.dense_PL[:, 0] + r.head_P - (found_C[0] + found_C[1] * p) for r, p in zip(runs, pairs, strict=True)]
     )
-    return DenseCosts(float(found_C[0]), float(found_C[1]), max(0.0, float(np.median(once_P))))
+    return DenseCosts(float(found_C[0]), float(found_C[1]), max(0.0, float(np.nanmedian(once_P))))

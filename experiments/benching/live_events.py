@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from rgpu.errors import InputError
+from rgpu.experiments.benching.off_processor import PassWaits
 from rgpu.experiments.prompts import read_prompts
 from rgpu.policies.loop import BYPASS, DEMAND
 from rgpu.policies.policy import Policy
@@ -71,11 +72,13 @@ class Bench:
 
 @dataclass(slots=True)
 class LiveRun:
-    """`seconds_P` of each decode pass; with slices also `dense_PL` (before each layer's experts), `experts_PL` and `head_P`.
+    """`wall_P` seconds of each decode pass, of which it waited `waited_P` for a processor that others held; with slices also
+    `dense_PL` (before each layer's experts), `experts_PL` and `head_P`.
     `log` and `hits`: what was decided; `trace`: what was routed; `shape` of the model."""
 
     config: Configuration
-    seconds_P: np.ndarray
+    wall_P: np.ndarray
+    waited_P: np.ndarray
     dense_PL: np.ndarray
     experts_PL: np.ndarray
     head_P: np.ndarray
@@ -85,9 +88,9 @@ class LiveRun:
     shape: MoEShape
 
     @property
-    def tpot_s(self) -> float:
-        """Seconds of a decode pass, on average."""
-        return float(self.seconds_P.mean())
+    def seconds_P(self) -> np.ndarray:
+        """Seconds of each decode pass without what it waited for others."""
+        return np.maximum(self.wall_P - self.waited_P, 0.0)
 
 
 def run_live(bench: Bench, config: Configuration, slices: bool = False) -> LiveRun:
@@ -103,6 +106,7 @@ def run_live(bench: Bench, config: Configuration, slices: bool = False) -> LiveR
         bench.model, controller, store="ram", threads=1, hidden=hidden, handler=config.handler, telemetry=telemetry,
         cache=bench.cache,
     ) as session:  # fmt: skip
+        waits = PassWaits(session.model)
         run_greedy(
             session.model,
             bench.inputs(config.batch),
@@ -111,13 +115,14 @@ def run_live(bench: Bench, config: Configuration, slices: bool = False) -> LiveR
             logits=False,
             min_new_tokens=bench.new_tokens,
         )
+        waits.remove()
         rows = telemetry.rows[1:]
-        seconds_P = np.array([row.end_s - row.begin_s for row in rows])
+        wall_P = np.array([row.end_s - row.begin_s for row in rows])
         layers = session.shape.layers
         dense_PL, experts_PL, head_P = _slices(telemetry, len(rows), layers)
         return LiveRun(
-            config, seconds_P, dense_PL, experts_PL, head_P, session.log, session.controller.hits, session.trace(),
-            session.shape,
+            config, wall_P, np.array(waits.seconds[1:]), dense_PL, experts_PL, head_P, session.log,
+            session.controller.hits, session.trace(), session.shape,
         )  # fmt: skip
 
 

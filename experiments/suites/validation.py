@@ -57,12 +57,14 @@ def judge(bench: Bench, profile: EngineProfile, config: Configuration, runs: lis
     again = [judging.replayed(bench, run) for run in runs]
     same = all(r.same for r in again) and all(run.log == runs[0].log for run in runs)
     time_s = judging.measured([run.seconds_P for run in runs])
+    wall_s = judging.measured([run.wall_P for run in runs]).tpot_s
     found = judging.predict(profile, bench, runs[0], again[0].log)
     return {
         "name": config.name, "policy": config.policy, "slots": config.slots, "miss": config.handler, "batch": config.batch,
         "identical_decisions": same, "hits": again[0].hits, "accesses": again[0].accesses, "measured_s": time_s.tpot_s,
         "repeats_s": list(time_s.repeats_s), "spread": time_s.spread, "predicted_s": found.tpot_s,
         "without_misses_s": found.without_misses_s, "error": judging.error_of(found.tpot_s, time_s.tpot_s),
+        "wall_s": wall_s, "wall_error": judging.error_of(found.tpot_s, wall_s),
         "error_without_misses": judging.error_of(found.without_misses_s, time_s.tpot_s),
     }  # fmt: skip
 
@@ -88,6 +90,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     facts, provenance = manifest(config), stamp(config, seed=cfg.seed)
     judged = judging.verdict([p["error"] for p in points], [p["spread"] for p in points])
     judged["median_error_without_misses"] = judging.median_size([p["error_without_misses"] for p in points])
+    judged["median_wall_error"] = judging.median_size([p["wall_error"] for p in points])
     tokens = max(run.trace.tokens for runs in done.runs.values() for run in runs)
     rows = out / "rows.parquet"
     rows.unlink(missing_ok=True)
@@ -117,8 +120,9 @@ def limits(cfg: DictConfig, judged: dict[str, Any]) -> list[str]:
     ]
     if judged["quiet_runs"] < 0.9:
         said.append(
-            f"Other processes were busy beside {1 - judged['quiet_runs']:.0%} of the runs: measured times are longer and "
-            f"spread {judged['median_spread']:.0%}; load average {judged['load_average']}. Repeat on an idle machine."
+            f"Other processes were busy beside {1 - judged['quiet_runs']:.0%} of the runs. What a pass waited for a processor "
+            f"is taken off; with it the median error is {judged['median_wall_error']:.1%}. What others do to caches and to the "
+            "thread that copies stays in. Repeat on an idle machine before quoting."
         )
     if cfg.quick:
         said.append("Quick form: few configurations and repeats. Run without quick=true before quoting.")

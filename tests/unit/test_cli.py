@@ -97,7 +97,9 @@ def test_a_bare_first_file_is_the_commands_subject(
 def test_an_unknown_word_is_one_line() -> None:
     result = cli_with("bench", "kernel")
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "rgpu bench: got 'kernel'; expected one of: kernels, link; then key=value settings\n"
+    assert (
+        result.stderr == "rgpu bench: got 'kernel'; expected one of: kernels, link, engine; then key=value settings\n"
+    )
 
 
 def test_version() -> None:

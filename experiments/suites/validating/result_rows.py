@@ -14,7 +14,8 @@ def rows_of(
     points: Sequence[Mapping[str, Any]], judged: Mapping[str, Any], machine: str, model: str, tokens: int,
     loads: Sequence[float], provenance: Mapping[str, Any],
 ) -> list[pa.Table]:  # fmt: skip
-    """Case `measured` is the engine, `predicted` the replay on the clock, `without misses` the same as if all had hit."""
+    """Case `measured` is the engine without what it waited for a processor, `wall` with it, `predicted` the replay on the
+    clock, `without misses` the same as if all had hit."""
     whole = Context(
         experiment=EXPERIMENT, trace=model, source="rgpu reference model, greedy continuations of held-out prompts, live",
         trace_tokens=tokens, model=model, method="live", provenance=dict(provenance), common={"machine": machine},
@@ -32,6 +33,7 @@ def rows_of(
             clock.rows("tpot_s", "s/token", point["without_misses_s"], case="without misses"),
             clock.rows("tpot_error", "share", point["error"], case="predicted", baseline="measured"),
             clock.rows("tpot_error", "share", point["error_without_misses"], case="without misses", baseline="measured"),
+            own.rows("tpot_s", "s/token", point["wall_s"], case="wall", count=len(repeats)),
             own.rows("tpot_spread", "share", point["spread"], case="measured", count=len(repeats)),
             own.rows("hit_rate", "share", point["hits"] / point["accesses"], numerator=point["hits"],
                      denominator=point["accesses"], case="measured",

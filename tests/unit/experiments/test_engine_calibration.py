@@ -85,7 +85,8 @@ def run_of(config: Configuration, codes: list[list[int]], layer_s: float = 3e-4,
         for kind in (DEMAND, PREFETCH)
     ]
     return LiveRun(
-        config, np.full(passes, 0.01), dense, np.full((passes, LAYERS), 5e-4), np.full(passes, 6e-4), log, 0, trace,
+        config, np.full(passes, 0.01), np.zeros(passes), dense, np.full((passes, LAYERS), 5e-4),
+        np.full(passes, 6e-4), log, 0, trace,
         MoEShape(LAYERS, 16, 4, expert_bytes=(1000,) * LAYERS),
     )  # fmt: skip
 
@@ -118,6 +119,26 @@ def test_the_dense_part_is_a_line_over_context() -> None:
 
 def test_repeats_become_one_run_of_medians() -> None:
     runs = [run_of(Configuration("fifo", 8), CODES, layer_s=s) for s in (1e-4, 3e-4, 9e-3)]
+    assert medians(runs).dense_PL == pytest.approx(runs[1].dense_PL)
+
+
+def test_a_pass_that_waited_for_others_does_not_calibrate() -> None:
+    codes = [[HIT] * 4] * 13
+    runs = [run_of(Configuration("fifo", 8), codes, layer_s=s) for s in (1e-4, 3e-4, 9e-3)]
+    runs[2].waited_P[:3] = 0.002
+    for run in runs:
+        run.waited_P[3] = 0.002
+    found = medians(runs)
+    assert found.dense_PL[:3] == pytest.approx((runs[0].dense_PL + runs[1].dense_PL)[:3] / 2)
+    assert np.isnan(found.dense_PL[3]).all()
+    assert len(samples_of(found, 0.0).seconds) == 11 * LAYERS
+    assert np.isfinite(fit_dense([found]).layer_s)
+
+
+def test_on_a_machine_that_is_always_busy_the_least_disturbed_repeat_counts() -> None:
+    runs = [run_of(Configuration("fifo", 8), CODES, layer_s=s) for s in (1e-4, 3e-4, 9e-3)]
+    for run, waited in zip(runs, (0.003, 0.001, 0.002), strict=True):
+        run.waited_P[:] = waited
     assert medians(runs).dense_PL == pytest.approx(runs[1].dense_PL)
 
 
