@@ -19,9 +19,10 @@ LEFT_ALONE = ("run",)  # functions that only hand their arguments to the loop
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One change: `where` in the file, the function it is in, what was done, and the line as it was."""
+    """One change: the function and the lines of the statement it is in, where, what was done, and the line as it was."""
 
     function: str
+    lines: range
     line: int
     column: int
     change: str
@@ -36,30 +37,51 @@ class Mutant:
 def mutants(source: str) -> Iterator[Mutant]:
     """Every mutant of the functions of a file, in order; each as a whole new source."""
     tree, lines = ast.parse(source), source.splitlines()
+    zeros = _zeros(tree)
     for function in [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]:
         if function.name in LEFT_ALONE:
             continue
-        for node in _inside(function):
+        for node, inside in _inside(function):
+            if isinstance(node, ast.BinOp) and isinstance(node.right, ast.Name) and node.right.id in zeros:
+                continue  # + 0 or - 0
             for change, apply in _changes(node):
                 yield Mutant(
-                    function.name, node.lineno, node.col_offset, change, lines[node.lineno - 1].strip(),
+                    function.name, inside, node.lineno, node.col_offset, change, lines[node.lineno - 1].strip(),
                     _changed(tree, node, apply),
                 )  # fmt: skip
 
 
-def _inside(function: ast.FunctionDef) -> Iterator[ast.expr | ast.stmt]:
-    """Nodes of a function's body; its signature, decorators and docstring, and the texts of errors, are left alone."""
+def _zeros(tree: ast.Module) -> set[str]:
+    """Names that are 0: the first of those that a file gives the numbers of a range, as it does to rows."""
+    out = set()
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and len(node.value.args) == 1:
+            target = node.targets[0]
+            if isinstance(target, ast.Tuple) and ast.unparse(node.value.func) == "range":
+                out.add(ast.unparse(target.elts[0]))
+    return out
 
-    def walk(node: ast.AST) -> Iterator[ast.expr | ast.stmt]:
+
+def _inside(function: ast.FunctionDef) -> Iterator[tuple[ast.expr | ast.stmt, range]]:
+    """Nodes of a function's body, each with the lines of its statement (of its head, if others are inside).
+
+    The signature, decorators and docstring, and the texts of errors, are left alone.
+    """
+
+    def walk(node: ast.AST, lines: range) -> Iterator[tuple[ast.expr | ast.stmt, range]]:
         if isinstance(node, ast.FunctionDef | ast.Raise | ast.JoinedStr | ast.Assert):
             return
+        if isinstance(node, ast.stmt):
+            inner = getattr(node, "body", None)
+            last = inner[0].lineno - 1 if inner else node.end_lineno or node.lineno
+            lines = range(node.lineno, max(last, node.lineno) + 1)
         if isinstance(node, ast.expr | ast.stmt):
-            yield node
+            yield node, lines
         for child in ast.iter_child_nodes(node):
-            yield from walk(child)
+            yield from walk(child, lines)
 
     for statement in function.body:
-        yield from walk(statement)
+        yield from walk(statement, range(0))
 
 
 def _changes(node: ast.AST) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Runs tests in a forked child in which `rgpu.policies` is plain Python and one of its files may be replaced.
+"""Runs tests in a forked child in which `rgpu.policies` is plain Python and one of its files is replaced.
 
 Compiling a mutant would cost ten seconds, running it uncompiled milliseconds; the loop and the hooks are the same source
 either way (tests/contracts hold both equal). Everything outside `rgpu.policies` stays compiled and cached.
@@ -13,7 +13,6 @@ import os
 import resource
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ import numba
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ARGUMENTS = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", "--rootdir", str(ROOT)]
+ARGUMENTS = ["-q", "-p", "no:cacheprovider", "--no-header", "--rootdir", str(ROOT)]
 PLAIN = "rgpu.policies"
 
 
@@ -45,7 +44,7 @@ class _Replaced(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.source, str(self.path), "exec"), module.__dict__)
 
 
-def _plain_policies() -> None:
+def plain_policies() -> None:
     """Make `njit` leave functions of `rgpu.policies` as they are, with themselves as their `py_func`."""
     real = numba.njit
 
@@ -61,32 +60,10 @@ def _plain_policies() -> None:
 
 
 class _Recorder:
-    """pytest plugin: processor seconds of each test, which failed, and which functions of `rgpu.policies` each ran.
+    """pytest plugin: which tests failed."""
 
-    While tracing, a test is stopped (and so fails) after `limit_s`.
-    """
-
-    def __init__(self, trace: bool, limit_s: float) -> None:
-        self.trace, self.limit_s = trace, limit_s
+    def __init__(self) -> None:
         self.failed: list[str] = []
-        self.seconds: dict[str, float] = {}
-        self.ran: dict[str, list[list[str]]] = {}
-
-    @pytest.hookimpl(hookwrapper=True)
-    def pytest_runtest_call(self, item: Any) -> Any:
-        seen: set[tuple[str, str]] = set()
-        begun = time.process_time()
-        if self.trace:
-            signal.signal(signal.SIGPROF, _too_slow)
-            signal.setitimer(signal.ITIMER_PROF, self.limit_s)
-            sys.setprofile(lambda frame, event, _: seen.add((frame.f_code.co_filename, frame.f_code.co_name)))
-        try:
-            yield
-        finally:
-            sys.setprofile(None)
-            signal.setitimer(signal.ITIMER_PROF, 0)
-        self.seconds[item.nodeid] = time.process_time() - begun
-        self.ran[item.nodeid] = sorted([f, n] for f, n in seen if "/rgpu/policies/" in f)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed:
@@ -97,34 +74,17 @@ class _Recorder:
             self.failed.append(f"collecting {report.nodeid}")
 
 
-def _too_slow(*_: Any) -> None:
-    raise TimeoutError("too slow uncompiled")
-
-
-def run_tests(
-    nodes: Sequence[str], *, module: str = "", source: str = "", path: Path = ROOT, trace: bool = False,
-    limit_s: float = 60.0,
-) -> dict[str, Any]:  # fmt: skip
-    """Inside a child: run the tests, `module` replaced by `source`. -> failed (first node or ""), failures, seconds, ran.
-
-    `trace`: go on after a failure, and record what each test runs.
-    """
-    _plain_policies()
-    if module:
-        sys.meta_path.insert(0, _Replaced(module, source, path))
-    recorder = _Recorder(trace, limit_s)
-    arguments = [a for a in ARGUMENTS if a != "-x"] if trace else ARGUMENTS
+def run_tests(nodes: Sequence[str], module: str, source: str, path: Path) -> dict[str, str]:
+    """Inside a child: run the tests, `module` replaced by `source`. -> failed: the first that fails, or ""."""
+    plain_policies()
+    sys.meta_path.insert(0, _Replaced(module, source, path))
+    recorder = _Recorder()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        code = pytest.main([*arguments, *nodes], plugins=[recorder])
-    failed = recorder.failed[0] if recorder.failed else "" if code in (0, 5) else f"exit code {int(code)}"
-    heavy = [n for n in sys.modules if not n.startswith(("rgpu", "tests", "_pytest", "pytest"))]
-    return {
-        "failed": failed, "failures": recorder.failed, "seconds": recorder.seconds, "ran": recorder.ran,
-        "modules": heavy,
-    }  # fmt: skip
+        code = pytest.main([*ARGUMENTS, "-x", *nodes], plugins=[recorder])
+    return {"failed": recorder.failed[0] if recorder.failed else "" if code in (0, 5) else f"exit code {int(code)}"}
 
 
-def in_child(body: Callable[[], dict[str, Any]], cpu_s: int) -> dict[str, Any]:
+def in_child(body: Callable[[], dict[str, str]], cpu_s: int) -> dict[str, str]:
     """What `body` returns in a forked child; {"failed": "timeout"} where it takes more than `cpu_s` of processor time.
 
     A child that something else on the machine ended (SIGTERM, SIGKILL) says nothing of the tests and is started again.
@@ -136,7 +96,7 @@ def in_child(body: Callable[[], dict[str, Any]], cpu_s: int) -> dict[str, Any]:
     return found
 
 
-def _once(body: Callable[[], dict[str, Any]], cpu_s: int) -> dict[str, Any]:
+def _once(body: Callable[[], dict[str, str]], cpu_s: int) -> dict[str, str]:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
