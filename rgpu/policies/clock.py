@@ -26,7 +26,7 @@ from rgpu.policies.loop import (
 )
 from rgpu.policies.policy import Traits
 
-USED_SINCE = OWN  # m[USED_SINCE, key]: 1 after a hit, until the hand comes by
+USED_SINCE = OWN  # m[USED_SINCE, key]: 1 after a hit, until the hand comes by; a victim has none
 HAND = R0  # register: the slot the hand looks at next
 
 
@@ -34,11 +34,6 @@ HAND = R0  # register: the slot the hand looks at next
 def touch(m, f, key, hit):
     if hit:
         m[USED_SINCE, key] = 1
-
-
-@tight
-def arrive(m, f, key):
-    m[USED_SINCE, key] = 0
 
 
 @tight
@@ -60,7 +55,7 @@ def victim(m, f):
 @compiled
 def run(m, f, pool, kind, offs, keys, weights, nexts, touch_order, features, codes, victims, counts, plog):
     loop(m, f, pool, kind, offs, keys, weights, nexts, touch_order, features, codes, victims, counts, plog,
-         no_event, always, victim, nothing, arrive, touch, no_wish)  # fmt: skip
+         no_event, always, victim, nothing, nothing, touch, no_wish)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from rgpu.policies.loop import (
 from rgpu.policies.policy import Traits
 
 L, QUEUE = OWN, 1
-VISITED = OWN + LINKED  # m[VISITED, key]: 1 after a hit, until the hand comes by
+VISITED = OWN + LINKED  # m[VISITED, key]: 1 after a hit, until the hand comes by; a victim has none
 HAND = R0  # register: key + 1 that the hand looks at next; 0: the tail
 
 
@@ -38,7 +38,6 @@ def touch(m, f, key, hit):
 
 @tight
 def arrive(m, f, key):
-    m[VISITED, key] = 0
     push_front(m, L, QUEUE, key)
 
 

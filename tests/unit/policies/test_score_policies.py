@@ -180,6 +180,11 @@ def test_large_pools_use_no_scan_and_do_the_same(policy: Any, model: Any, seed: 
     same(policy, model, trace, "global", slots)
 
 
+@pytest.mark.parametrize(("policy", "model"), CASES[1:4], ids=name_of)
+def test_what_an_event_counts_is_in_order_before_its_misses_are_placed(policy: Any, model: Any) -> None:
+    same(policy, model, routed_trace(3, tokens=30, layers=1, experts=250, top_k=40), "global", HEAP_FROM)
+
+
 def run_ahead(model: Model, events: list[tuple[int, Event]], slots: int) -> list[tuple[bool, int]]:
     """(resident before, victim) of each member; kinds other than DEMAND load ahead of need and are no uses."""
     out, pinned = [], set()  # type: list[tuple[bool, int]], set[int]

@@ -13,7 +13,8 @@ class Textbook:
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
-        self.resident: set[int] = set()
+        self.resident: dict[int, int] = {}  # the slot of each
+        self.open = list(range(slots))[::-1]
         self.pinned: set[int] = set()
         self.clock = self.event = 0
 
@@ -31,15 +32,15 @@ class Textbook:
         """Victim's key, -1 where a slot was free, -2 where all are pinned and the load is dropped."""
         gone = -1
         if len(self.resident) == self.slots:
-            if self.pinned >= self.resident:
+            if self.pinned >= self.resident.keys():
                 if not demand:
                     return -2
                 self.pinned = set()  # the wave has been served
             gone = self.victim()
             assert gone in self.resident and gone not in self.pinned
             self.left(gone)
-            self.resident.remove(gone)
-        self.resident.add(key)
+            self.open.append(self.resident.pop(gone))
+        self.resident[key] = self.open.pop()
         self.pinned.add(key)
         self.clock += 1
         self.arrived(key)
@@ -212,7 +213,7 @@ class LruK(Textbook):
         self.when[key] = self.event
 
     def victim(self) -> int:
-        free = self.free(sorted(self.resident))
+        free = self.free(sorted(self.resident, key=lambda k: self.resident[k]))
         if self.correlated:
             free = [k for k in free if not self.spared(k)] or free
         few = [k for k in free if len(self.times.get(k, [])) < self.k]
