@@ -157,7 +157,7 @@ class _Plugin:
                 os._exit(0)
 
             self.failed.clear()
-            with _alarm(1 + 10 * seconds[item.nodeid], slow):
+            with _alarm(0.3 + 4 * seconds[item.nodeid], slow):
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
             if self.failed:
                 return str(item.nodeid)

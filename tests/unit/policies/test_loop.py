@@ -234,8 +234,9 @@ def test_the_loop_does_what_its_words_say(seed: int) -> None:
     assert list(zip(codes.tolist(), victims.tolist(), strict=True)) == told
     assert counts.tolist() == count.tolist()
     assert plog.tolist() == ([list(row) for row in logged] + [[-7] * 4] * ROOM)[:ROOM]
-    for one, book in zip(calls, books, strict=True):
+    for one, state, book in zip(calls, m, books, strict=True):
         assert one == book.calls
+        assert np.flatnonzero(state[S.ORIGIN]).tolist() == sorted(book.early)
     assert asked == (coming if "on_event" in names else [])
     assert (m[:, S.OWN] == 0).all() and (f == 0).all()
 
@@ -260,3 +261,15 @@ def test_an_empty_state_has_its_slots_free_and_nothing_else() -> None:
         m[p, [S.SLOT_OF, S.KEY_OF, S.NEXT]] = 0
         assert m[p, S.REG].sum() - S.NEVER == slots + p + 9 and (m[p, S.SIZE : S.FREE] == 0).all()
     assert (f == 0).all()
+
+
+def test_each_of_two_events_gets_its_own_feature() -> None:
+    m, f = make_state(1, 3, [2])
+    seen: list[float] = []
+    hooks = {"on_event": lambda m, f, keys, weights, feature: seen.append(feature[0]), "victim": lambda m, f: 0}
+    none = np.zeros(0, np.int64)
+    plain(**hooks)(
+        m, f, np.zeros(2, np.int32), np.full(2, S.DEMAND), np.arange(3), np.array([0, 1]), np.ones(2), none, none,
+        np.array([[5.0], [6.0]]), np.zeros(2, int), np.zeros(2, int), np.zeros(S.COUNTS, int), np.zeros((0, 4), int),
+    )  # fmt: skip
+    assert seen == [5, 6]
