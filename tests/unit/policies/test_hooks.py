@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rgpu.policies import hooks
-from rgpu.policies.loop import CLOCK, EVENT, KEY_OF, OWN, PIN, POOL, REG, SEED, SLOT_OF, USED, WANT, WAVE, make_state
+from rgpu.policies.loop import CLOCK, EVENT, KEY_OF, NEVER, OWN, PIN, POOL, REG, SEED, SLOT_OF, USED, WANT, WAVE, make_state
 
 KEYS = 12
 
@@ -46,6 +46,14 @@ def test_searches_find_what_a_look_at_everything_finds(seed: int) -> None:
         assert hooks.random_slot(m) == left[hooks.draw(m, len(free))]
         chosen.add(int(hooks.random_slot(m)))
     assert chosen == {int(m[SLOT_OF, k]) for k in free}
+
+
+def test_searches_know_keys_that_are_never_used_and_pools_without_a_victim() -> None:
+    m, f, _, free = drawn(1)
+    m[OWN] = NEVER
+    assert hooks.oldest(m, OWN) == min(m[SLOT_OF, k] for k in free)
+    m[PIN, :KEYS] = m[REG, WAVE]
+    assert hooks.oldest(m, OWN) == hooks.lowest(m, f, 0) == -1
 
 
 @pytest.mark.parametrize("seed", range(60))
