@@ -34,7 +34,7 @@ class Model:
         return (self.event - 1) // self.layers + 1
 
     def log2(self, x: float) -> float:
-        return math.floor(math.log2(x)) + x / 2.0 ** math.floor(math.log2(x)) - 1.0
+        return math.floor(math.log2(x)) + x / 2.0 ** math.floor(math.log2(x)) - 1.0 if x > 0 else 0.0
 
 
 def run_model(model: Model, events: Sequence[Event], slots: int) -> tuple[int, list[int]]:
@@ -196,7 +196,7 @@ class ClassLruModel(FadingModel):
         self.level: dict[int, int] = {}
 
     def placed(self, key: int) -> None:
-        self.level[key] = max(0, min(7, math.floor(math.log2(self.count(key)))))
+        self.level[key] = max(0, min(7, math.floor(self.log2(self.count(key)))))
 
     def touched(self, key: int, hit: bool) -> None:
         self.placed(key)

@@ -6,7 +6,22 @@ import numpy as np
 import pytest
 
 from rgpu.policies import hooks
-from rgpu.policies.loop import CLOCK, EVENT, KEY_OF, NEVER, OWN, PIN, POOL, REG, SEED, SLOT_OF, USED, WANT, WAVE, make_state
+from rgpu.policies.loop import (
+    CLOCK,
+    EVENT,
+    KEY_OF,
+    NEVER,
+    OWN,
+    PIN,
+    POOL,
+    REG,
+    SEED,
+    SLOT_OF,
+    USED,
+    WANT,
+    WAVE,
+    make_state,
+)
 
 KEYS = 12
 

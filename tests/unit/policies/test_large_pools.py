@@ -67,7 +67,7 @@ def test_a_heap_of_next_uses_loads_as_little_as_a_look_at_all(
 
 @pytest.mark.parametrize("policy", [LfuPerfect(), LfuDecayed(half_life=20)], ids=lambda p: p.name)
 def test_who_was_turned_away_is_no_victim(policy: Any) -> None:
-    found = replay(stream(3), admitted(policy, SecondHit(20)), PoolConfig(slots=HEAP_FROM), log=True)
+    found = replay(stream(3), admitted(policy, SecondHit(20)), PoolConfig(slots=HEAP_FROM + TOP_K), log=True)
     resident: set[int] = set()
     turned_away = evicted = 0
     for _, _, _, keys, codes, victims in found.log:

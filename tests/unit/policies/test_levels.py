@@ -83,7 +83,9 @@ def test_a_fading_score_holds_forty_bits_rounded_down() -> None:
     assert f[0, 0, :4].tolist() == [1.0, 2.0**0.25, 4, 0]
     one = 64 << 40
     assert fading.grown(0, f[0], 0, 1.0) == one and fading.grown(one, f[0], 0, 1.0) == 65 << 40
+    assert fading.grown(65 << 40, f[0], 0, 2.0) == 66 << 40
     assert fading.grown(0, f[0], 0, 0.0) == 0 and fading.grown(one, f[0], 0, 0.0) == one
+    assert fading.log2_now(one + 1, f[0], 0) == 2.0**-40
     assert fading.grown(0, f[0], 0, 0.75) == (63 << 40) + (1 << 39)
     assert fading.grown(one + 5, f[0], 0, 2.0**-40) == one + 6
     assert fading.grown(one + 5, f[0], 0, 2.0**-41) == one + 5
@@ -98,7 +100,7 @@ def test_a_fading_score_holds_forty_bits_rounded_down() -> None:
     assert Fraction(2) ** 3 * (1 + Fraction(1, 8)) == 9  # that is 1 + 8 at the weight of now
 
 
-@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("layers", [1, 2, 3])
 def test_a_pool_of_several_layers_ticks_once_a_pass(layers: int) -> None:
     m: Any = make_state(1, 4, [4])[0][0]
     f = np.zeros((1, 1, 8))

@@ -35,7 +35,7 @@ CASES: list[tuple[Any, dict[str, Any]]] = [
     (Slru, {}), (Slru, {"segments": 4, "spill": True}), (Slru, {"segments": 3}),
     (TwoQ, {}), (TwoQ, {"a1in": 0.6, "a1out": 0.45}),
     (Lirs, {}), (Lirs, {"hir": 0.5}),
-    (S3Fifo, {}), (S3Fifo, {"small": 0.4, "ghost": 0.2, "promote": 1}), (S3Fifo, {"small": 0.35, "spill": True}),
+    (S3Fifo, {}), (S3Fifo, {"small": 0.4, "ghost": 0.2, "promote": 1}), (S3Fifo, {"small": 0.3, "spill": True}),
     (LruK, {}), (LruK, {"k": 1}), (LruK, {"k": 3, "correlated": 2}), (LruK, {"correlated": 1, "retained": 4}),
 ]  # fmt: skip
 NAMES = [f"{kind.__name__}{''.join(f'-{v}' for v in given.values())}" for kind, given in CASES]

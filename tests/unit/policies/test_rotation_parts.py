@@ -187,6 +187,9 @@ def test_the_routing_buffer_keeps_the_last_events_and_their_sums(first: int) -> 
         p, q = (0.999 * np.maximum(0, f[block(r, first)]) for r in (s.LATELY, s.LONGER))
         p, q = 0.999 * p / p.sum() + 0.001 / EXPERTS, 0.999 * q / q.sum() + 0.001 / EXPERTS
         assert trajectory.divergence.py_func(m, f, first) == pytest.approx((p * np.log(p / q)).sum(), abs=1e-12)
+        f[[s.LATELY, s.LONGER]] /= 128
+        assert trajectory.divergence.py_func(m, f, first) == pytest.approx((p * np.log(p / q)).sum(), abs=1e-12)
+        f[[s.LATELY, s.LONGER]] *= 128
         for pooling, window in ((0, 1), (0, 20), (1, 4), (1, 30)):
             m[s.INTS, s.POOLING], m[s.LIVE, s.WINDOW] = pooling, window
             age = np.arange(len(history))[::-1]

@@ -182,7 +182,9 @@ def test_large_pools_use_no_scan_and_do_the_same(policy: Any, model: Any, seed: 
 
 @pytest.mark.parametrize(("policy", "model"), CASES[1:4], ids=name_of)
 def test_what_an_event_counts_is_in_order_before_its_misses_are_placed(policy: Any, model: Any) -> None:
-    same(policy, model, routed_trace(3, tokens=30, layers=1, experts=250, top_k=40), "global", HEAP_FROM)
+    rng = np.random.default_rng(3)
+    events = [rng.permutation(250)[:90].tolist() for _ in range(25)]
+    same(policy, model, trace_of(events, 250), "layer", HEAP_FROM)
 
 
 def run_ahead(model: Model, events: list[tuple[int, Event]], slots: int) -> list[tuple[bool, int]]:
@@ -228,7 +230,8 @@ def run_ahead(model: Model, events: list[tuple[int, Event]], slots: int) -> list
 @pytest.mark.parametrize("slots", [6, LISTS_FROM, HEAP_FROM])
 def test_what_is_loaded_ahead_is_placed_and_given_up_as_the_model_says(policy: Any, model: Any, slots: int) -> None:
     trace = routed_trace(slots, tokens=70, layers=4, experts=64, top_k=4, sizes=(4, 1, 2, 1))
-    rng, seen, events = np.random.default_rng(slots), set(), []  # type: Any, set[int], list[tuple[int, Event]]
+    rng, seen = np.random.default_rng(slots), set()  # type: Any, set[int]
+    events: list[tuple[int, Event]] = [(FILL, (0, rng.permutation(128)[: slots // 2].tolist(), np.zeros(64)))]
     for event in pool_events(trace, "global")[0]:
         events.append((DEMAND, event))
         seen |= set(event[1])
@@ -259,6 +262,14 @@ def test_a_heap_of_next_uses_makes_belady_s_choices() -> None:
     same(Belady(), models.FarthestBySizeModel, trace, "global", 130)
     hits = [replay(trace, p, PoolConfig(scope="global", slots=130)).hits for p in (Belady(), SizeAwareFarthest())]
     assert hits[0] == hits[1]
+
+
+@pytest.mark.parametrize(("policy", "model"), CASES, ids=name_of)
+@pytest.mark.parametrize(("scope", "slots", "most"), [("global", 4, 1), ("layer", 3, 6)])
+def test_events_of_one_expert_and_of_more_than_fit(policy: Any, model: Any, scope: str, slots: int, most: int) -> None:
+    rng = np.random.default_rng(most)
+    events = [rng.permutation(7)[: rng.integers(1, most + 1)].tolist() for _ in range(60)]
+    same(policy, model, trace_of(events, 7, layers=2), scope, slots)
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])

@@ -1,18 +1,34 @@
 """What a hook picks where two keys are equal, or a number is just at its bound: no count of hits shows it."""
 
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rgpu.policies import belady, belady_bypass, class_lru, lru_k, next_use
+from rgpu.policies import (
+    belady,
+    belady_bypass,
+    class_lru,
+    fading,
+    forecast_evict,
+    gate_score,
+    layer_aware,
+    levels,
+    lfru,
+    lru_k,
+    next_use,
+)
 from rgpu.policies.loop import (
     BYTE_CAP,
     BYTES,
+    CLOCK,
+    EVENT,
     KEY_OF,
     NEXT,
     OWN,
+    PIN,
     REG,
     SIZE,
     SLOT_OF,
@@ -77,3 +93,65 @@ def test_class_lru_has_as_many_classes_as_lists() -> None:
         m[class_lru.COUNT, 2] = (64 + exponent) << 40
         class_lru.arrive.py_func(m, f, 2)
         assert m[class_lru.CLASS, 2] == level
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_lfru_finds_the_least_among_counts_that_share_a_list(seed: int) -> None:
+    rng, slots = np.random.default_rng(seed), lfru.HEAP_FROM
+    m = make_state(1, slots, [slots], rows=lfru.Lfru.traits.rows)[0][0]
+    m[KEY_OF, :slots] = m[SLOT_OF, :slots] = np.arange(slots)
+    m[lfru.COUNT, :slots] = rng.integers(seed % 2 * 40 + 1, 43 + seed * 3, slots)
+    m[lfru.LAST, :slots] = rng.permutation(slots * (1 + seed % 3))[:slots] + 1
+    m[PIN, :slots], m[REG, WAVE] = rng.integers(0, 1 + seed % 4, slots), 2
+    m[REG, CLOCK] = slots * (1 + seed % 3) + seed % 5
+    for key in np.argsort(m[lfru.LAST, :slots]):
+        lfru.place.py_func(m, key)
+    now = int(m[REG, CLOCK]) + 1
+    free = [k for k in range(slots) if m[PIN, k] != 2]
+    least = min(free, key=lambda k: (Fraction(int(m[lfru.COUNT, k]), now - int(m[lfru.LAST, k])), m[lfru.LAST, k]))
+    assert lfru.victim.py_func(m, None) == least
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_layer_aware_goes_back_layer_by_layer_past_those_without_a_victim(seed: int) -> None:
+    rng, slots, experts, layers = np.random.default_rng(seed), layer_aware.HEAP_FROM, 40, 4
+    m = make_state(1, experts * layers, [slots], rows=layer_aware.LayerAware.traits.rows)[0][0]
+    keys = rng.permutation(experts * layers)[:slots]
+    m[KEY_OF, :slots], m[SLOT_OF, keys] = keys, np.arange(slots)
+    m[REG, layer_aware.EXPERTS], m[REG, layer_aware.LAYERS], m[REG, WAVE] = experts, layers, 3
+    for clock, key in enumerate(rng.permutation(keys)):
+        m[REG, CLOCK] = clock + 1
+        layer_aware.arrive.py_func(m, None, key)
+    layer = seed % layers
+    layer_aware.begin.py_func(m, None, np.array([layer * experts + 3]), None, None)
+    layer_aware.begin.py_func(m, None, np.zeros(0, int), None, None)
+    for back in range(layers):
+        free = [k for k in keys if m[PIN, k] != 3]
+        least = min(free, key=lambda k: ((layer - k // experts) % layers, m[layer_aware.LAST, k]))
+        assert layer_aware.victim.py_func(m, None) == m[SLOT_OF, least] and (layer - least // experts) % layers == back
+        pinned = (layer - back) % layers * experts
+        m[PIN, pinned : pinned + experts] = 3
+
+
+def test_gate_score_ranks_equals_by_their_last_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    m, f = full(4, gate_score.GateScore.traits.rows)
+    tracked: list[int] = []
+    monkeypatch.setattr(gate_score, "track", lambda m, at, p, row, tie, key: tracked.append(key))
+    for clock, key in enumerate((2, 0, 3, 1)):
+        m[REG, CLOCK] = clock + 5
+        gate_score.touch.py_func(m, f, key, True)
+    assert tracked == [2, 0, 3, 1] and m[gate_score.LAST, :4].tolist() == [6, 8, 5, 7]
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_forecast_s_residents_move_on_with_their_age(layers: int) -> None:
+    m, _ = full(4, forecast_evict.ForecastEvict.traits.rows)
+    m[REG, forecast_evict.LAYERS], m[forecast_evict.LAST, :4], used = layers, 1, 2
+    m[forecast_evict.USED, 3] = used
+    levels.link(m, forecast_evict.LISTS, used * fading.AGE_BUCKETS, 3)
+    for event in range(1, 140 * layers):
+        m[REG, EVENT] = event
+        forecast_evict.move_on.py_func(m)
+        bucket = fading.age_bucket(-((1 - event) // layers))
+        assert m[forecast_evict.LISTS + levels.LEVEL, 3] == used * fading.AGE_BUCKETS + bucket + 1
+        assert m[REG, forecast_evict.AGED] == event
