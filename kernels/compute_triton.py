@@ -13,7 +13,9 @@ from rgpu.kernels.shapes import AMD
 from rgpu.quant.layout import SlotLayout
 from rgpu.types import Gate
 
-DECODE_TOKENS = 16  # up to here every pair goes by itself: mostly quicker up to 8 on an H200 (docs/gpu.md), above not measured
+DECODE_TOKENS = (
+    16  # up to here every pair goes by itself: mostly quicker up to 8 on an H200 (docs/gpu.md), above not measured
+)
 OLDEST = (8, 0)  # compute capability: bf16 arithmetic
 
 

@@ -81,7 +81,9 @@ def test_illegal_moves() -> None:
 
 
 def test_a_pool_that_memory_has_no_room_for() -> None:
-    with pytest.raises(InputError, match=r"\d+ slots: got no memory for \d+ bytes, \d+ a slot; lower pool.slots") as raised:
+    with pytest.raises(
+        InputError, match=r"\d+ slots: got no memory for \d+ bytes, \d+ a slot; lower pool.slots"
+    ) as raised:
         pool(1 << 40)
     assert "\n" not in str(raised.value)
 
