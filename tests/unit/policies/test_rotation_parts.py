@@ -14,6 +14,11 @@ KEYS, TURN = LAYERS * EXPERTS, 2 * np.pi
 FIRSTS = (0, EXPERTS)
 
 
+def valued(book: Any, head: int) -> Any:
+    """The order of keys in which the worthiest for a head comes last, and of equals the lowest."""
+    return lambda key: (book.value(head, key), -key)
+
+
 def drawn(seed: int, heads: int = 2) -> tuple[np.random.Generator, Any, Any]:
     """(generator, m, f): noise in every row of f, the blocks one after another, residents in shuffled slots."""
     rng = np.random.default_rng(seed)
@@ -200,9 +205,9 @@ def test_the_routing_buffer_keeps_the_last_events_and_their_sums(first: int) -> 
             rows = [(m[s.LIVE, s.TRAJECTORY] + e // per, e % per * EXPERTS) for e in range(first, first + EXPERTS)]
             wanted = [f[r, c : c + EXPERTS] @ pooled for r, c in rows]
             np.testing.assert_allclose(f[block(s.SCRATCH, first)], wanted, atol=1e-9)
-    for row in (s.LATELY, s.LONGER):
+    for average in (s.LATELY, s.LONGER):
         old = f.copy()
-        f[row] = -1.0
+        f[average] = -1.0
         assert trajectory.divergence.py_func(m, f, first) == 0.0
         f[:] = old
     m[s.COUNT, first] = 0
@@ -457,7 +462,7 @@ def test_a_miss_takes_the_slot_of_the_head_that_gains_most(seed: int) -> None:
                     ours = slots.weakest.py_func(m, f, first, head, stamp, spare)
                     assert ours == book.weakest(first, head, lambda k, stamp=stamp: m[s.MARK, k] == stamp, spare)
             absent = [k for k in range(first, first + EXPERTS) if m[SLOT_OF, k] < 0 and m[s.MARK, k] != 9]
-            best = max(absent, key=lambda k, head=head: (book.value(head, k), -k), default=-1)
+            best = max(absent, key=valued(book, head), default=-1)
             assert slots.strongest.py_func(m, f, first, head, 9) == best
     for key in np.flatnonzero(m[SLOT_OF, :KEYS] < 0).tolist():
         first = key // EXPERTS * EXPERTS
@@ -502,7 +507,7 @@ def test_wishes_are_the_widest_gaps_and_come_in_their_owners_slots(seed: int) ->
                 absent = [k for k in range(first, first + EXPERTS) if m[SLOT_OF, k] < 0 and k not in marked]
                 if not absent:
                     continue
-                key = max(absent, key=lambda k, head=head: (book.value(head, k), -k))
+                key = max(absent, key=valued(book, head))
                 slot = -1 if free > 0 else book.weakest(first, head, lambda k: k in marked, False)
                 gap = np.inf if free > 0 else 0.0
                 if slot >= 0:
