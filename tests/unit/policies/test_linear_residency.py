@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from rgpu.errors import InputError
-from rgpu.policies.linear_residency import LinearResidency, ridge_map
+from rgpu.policies.linear_residency import LinearResidency, fitted, ridge_map
+from rgpu.policies.loop import CAP, REG
+from rgpu.policies.rotation import state as s
 from rgpu.policies.router_lag import RouterLag
-from rgpu.replay.pool import PoolConfig
+from rgpu.replay.pool import PoolConfig, initial_state, lay_out
 from tests.support import routed_trace
 from tests.unit.policies.rotating import Watched
 
@@ -29,26 +31,49 @@ def test_the_chosen_strength_guards_against_noise() -> None:
     assert not ridge_map(x[:0], y[:0], None)[0].any()
 
 
-def test_ridge_s_error_is_that_of_leaving_each_row_out() -> None:
-    rng = np.random.default_rng(2)
-    x = rng.standard_normal((25, 3))
-    y = x @ rng.standard_normal((2, 3)).T + 0.5 * rng.standard_normal((25, 2))
-    strengths = [10.0 ** (i / 2) for i in range(-8, 7)]
+@pytest.mark.parametrize("noise", [0.0, 0.3, 1.0, 3.0, 1e3])
+@pytest.mark.parametrize("seed", range(6))
+def test_ridge_s_error_is_that_of_leaving_each_row_out(seed: int, noise: float) -> None:
+    rng, n = np.random.default_rng(seed), 8 + seed
+    x = rng.standard_normal((n, 3)) * (1, 2, 0.5) + 1
+    y = x @ rng.standard_normal((2, 3)).T + noise * rng.standard_normal((n, 2)) + 2
+    scale = float(((x - x.mean(0)) ** 2).sum()) / 3
+
+    def solved(x: Any, y: Any, part: float) -> Any:
+        centred = x - x.mean(0)
+        w = np.linalg.solve(centred.T @ centred + part * scale * np.eye(3), centred.T @ (y - y.mean(0)))
+        return w.T, y.mean(0) - x.mean(0) @ w
 
     def left_out(part: float) -> float:
-        scale = float(((x - x.mean(0)) ** 2).sum()) / 3
         total = 0.0
-        for i in range(25):
-            rest = np.arange(25) != i
-            mean, own = x[rest].mean(0), y[rest].mean(0)
-            centred = x[rest] - mean
-            w = np.linalg.solve(centred.T @ centred + part * scale * np.eye(3), centred.T @ (y[rest] - own))
-            total += float(((y[i] - own - (x[i] - mean) @ w) ** 2).sum())
+        for i in range(n):
+            w, bias = solved(np.delete(x, i, 0), np.delete(y, i, 0), part)
+            total += float(((y[i] - bias - w @ x[i]) ** 2).sum())
         return total
 
-    best = min(strengths, key=left_out)
-    found, slow = ridge_map(x, y, None)[0], ridge_map(x, y, best)[0]
-    assert np.abs(found - slow).max() < 0.05
+    best = min((10.0 ** (i / 2) for i in range(-8, 7)), key=left_out)
+    for strength, part in ((None, best), (0.7, 0.7)):
+        for ours, slow in zip(ridge_map(x, y, strength), solved(x, y, part), strict=True):
+            np.testing.assert_allclose(ours, slow, rtol=1e-9, atol=1e-12)
+
+
+def test_ridge_without_pairs_or_without_a_difference_predicts_the_mean() -> None:
+    none = ridge_map(np.zeros((0, 5)), np.zeros((0, 3)), None)
+    assert none[0].shape == (3, 5) and none[1].shape == (3,) and not none[0].any() and not none[1].any()
+    flat = ridge_map(np.ones((4, 5)), np.arange(12.0).reshape(4, 3), None)
+    assert not flat[0].any() and flat[1].tolist() == [4.5, 5.5, 6.5]
+
+
+def test_every_layer_s_map_and_bias_and_the_first_fill_are_in_the_state() -> None:
+    trace, policy, pool = routed_trace(1, tokens=60, layers=3), LinearResidency(ridge=0.5), PoolConfig("global", 12)
+    m, f, _ = initial_state(lay_out(pool, policy, trace.shape), policy, trace.shape, "hidden", 5, trace, 0)
+    row = int(m[0, s.LIVE, s.SIGNATURE])
+    for layer in range(3):
+        map_EF, bias_E = fitted(trace, layer, "hidden", 0.5)
+        assert (f[0, row + 8 * layer : row + 8 * layer + 8, :5] == map_EF).all()
+        assert (f[0, s.BIAS, 8 * layer : 8 * layer + 8] == bias_E).all()
+        assert map_EF.any() and bias_E.any()
+    assert (m[0, s.OWNER, :24] >= 0).sum() == m[0, REG, CAP]
 
 
 def test_it_foresees_routing_that_a_linear_map_foresees() -> None:

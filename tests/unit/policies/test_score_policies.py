@@ -152,8 +152,8 @@ CASES: tuple[tuple[Any, Callable[..., Model]], ...] = (
     (ClassLru(half_life=16), models.ClassLruModel),
     (ForecastEvict(horizon=3, half_life=8), models.ForecastModel),
     (LearnedNextUse(half_life=8, cap=16), models.LearnedModel),
-    (ActivationMap(maps=3, rematch=2, half_life=8), models.ActivationModel),
-    (ActivationMap(maps=2, rematch=1, half_life=3), models.ActivationModel),
+    (ActivationMap(maps=3, rematch=3, half_life=8), models.ActivationModel),
+    (ActivationMap(maps=2, rematch=1, half_life=1), models.ActivationModel),
     (SizeAwareFarthest(), models.FarthestBySizeModel),
 )
 name_of: Any = lambda p: getattr(p, "name", "")  # noqa: E731
@@ -269,7 +269,7 @@ def test_a_heap_of_next_uses_makes_belady_s_choices() -> None:
 def test_events_of_one_expert_and_of_more_than_fit(policy: Any, model: Any, scope: str, slots: int, most: int) -> None:
     rng = np.random.default_rng(most)
     events = [rng.permutation(7)[: rng.integers(1, most + 1)].tolist() for _ in range(60)]
-    same(policy, model, trace_of(events, 7, layers=2), scope, slots)
+    same(policy, model, trace_of(events, 7, layers=2, sizes=(3, 1)), scope, slots)
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
@@ -344,6 +344,15 @@ def test_static_hot_domain_profiles_only_that_domain() -> None:
     assert ours.hits == alone.hits
     with pytest.raises(TraceError, match="'sequences'.*code, prose"):
         replay(trace, StaticHot(scope="domain", domain="law"), PoolConfig(slots=4), calibration=trace)
+
+
+def test_a_collection_starts_with_the_least_similar_maps_and_ends_with_centres() -> None:
+    maps = np.array([[2, 0, 0], [0, 0, 0], [3, 0.1, 0], [0, 0, 5], [0.1, 4, 0]])
+    unit = maps[[0, 2, 3, 4]] / np.linalg.norm(maps[[0, 2, 3, 4]], axis=1, keepdims=True)
+    middle = (unit[0] + unit[1]) / np.linalg.norm(unit[0] + unit[1])
+    np.testing.assert_allclose(collection(maps, 3), [middle, unit[2], unit[3]], atol=1e-12)
+    np.testing.assert_allclose(collection(maps, 1), [unit.mean(0) / np.linalg.norm(unit.mean(0))], atol=1e-12)
+    assert collection(maps, 99).shape == (4, 3) and (collection(maps[1:2], 5) == np.zeros((1, 3))).all()
 
 
 def test_a_gate_weight_that_was_not_recorded_is_named() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rgpu.policies import (
+    activation_map,
     belady,
     belady_bypass,
     class_lru,
@@ -15,10 +16,12 @@ from rgpu.policies import (
     forecast_evict,
     gate_score,
     layer_aware,
+    learned_next_use,
     levels,
     lfru,
     lru_k,
     next_use,
+    size_aware_farthest,
 )
 from rgpu.policies.loop import (
     BYTE_CAP,
@@ -76,6 +79,8 @@ def test_a_key_loaded_ahead_is_ranked_by_its_next_use(monkeypatch: pytest.Monkey
     m[NEXT, 2] = 7
     next_use.arrive.py_func(m, f, 2)
     assert ranks == [-7]
+    size_aware_farthest.arrive.py_func(m, f, 2)
+    assert m[size_aware_farthest.SOONEST, 2] == -7
 
 
 def test_lru_k_takes_the_lowest_slot_of_equals_outside_their_period() -> None:
@@ -155,3 +160,54 @@ def test_a_forecast_s_residents_move_on_with_their_age(layers: int) -> None:
         bucket = fading.age_bucket(-((1 - event) // layers))
         assert m[forecast_evict.LISTS + levels.LEVEL, 3] == used * fading.AGE_BUCKETS + bucket + 1
         assert m[REG, forecast_evict.AGED] == event
+
+
+def test_of_maps_as_near_the_first_is_taken() -> None:
+    m, f = make_state(1, KEYS, [4], rows=activation_map.ActivationMap.traits.rows, frows=9)
+    m[0, REG, activation_map.STORED], m[0, REG, activation_map.MATCH] = 3, -1
+    f[0, activation_map.NEARNESS, :3] = 2, 5, 5
+    activation_map.choose.py_func(m[0], f[0])
+    assert m[0, REG, activation_map.MATCH] == 1
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_a_learned_distance_is_the_model_s(layers: int) -> None:
+    own = learned_next_use
+    m, f = make_state(1, KEYS, [4], rows=own.LearnedNextUse(weights=True).traits.rows, frows=4, width=24)
+    m, f = m[0], f[0]
+    fading.start_clock(f[None], own.FADE, 8)
+    m[REG, own.LAYERS], m[REG, own.EXPERTS] = layers, 4
+    f[own.MODEL, [own.BY_AGE, own.BY_COUNT, own.BY_WEIGHT, own.LOW, own.WIDTH]] = 0.75, -0.5, 2.0, -1.0, 0.25
+    f[own.BASE, :2] = 0.5, 0.25
+    m[REG, EVENT] = 1
+    own.count.py_func(m, f, np.array([1, 6]), np.array([0.5, 0.125]), None)
+    assert f[own.GATE, [1, 6]].tolist() == [0.5, 0.125]
+    for key, uses, said in ((1, 1.0, 10), (6, 1.0, 6), (6, 4.0, 2), (6, 2.0**40, 0), (1, 2.0**-20, 14)):
+        m[own.USES, key] = (64 + int(np.log2(uses))) << 40
+        f[own.FADE, fading.NOW] = 1.0
+        own.arrive.py_func(m, f, key)
+        assert m[own.SAID, key] == said
+    for age, log2_age in ((0, 0), (1, 0), (2, 1), (3, 1), (4, 2), (8, 3)):
+        for event in range(max(0, (age - 1) * layers + 1), age * layers + 1):
+            m[REG, EVENT] = m[own.LAST, 6] + event
+            assert own.distance.py_func(m, f, 6) == 0.5 * 0.25 + 0.75 * log2_age
+    m[own.SAID, 6] = 3
+    assert own.distance.py_func(m, f, 6) == 3.5 * 0.25 + 0.75 * 3
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_farthest_of_all_lists_goes_and_of_equals_the_least_recent(seed: int) -> None:
+    own, slots, rng = learned_next_use, learned_next_use.LISTS_FROM, np.random.default_rng(seed)
+    m, f = make_state(1, slots, [slots], rows=own.LearnedNextUse().traits.rows, frows=4)
+    m, f = m[0], f[0]
+    m[KEY_OF, :slots] = m[SLOT_OF, :slots] = np.arange(slots)
+    m[REG, own.LAYERS], m[REG, EVENT], m[REG, WAVE] = 1, 20, 2
+    f[own.MODEL, [own.BY_AGE, own.WIDTH]] = 0.5, 0.25
+    m[own.TURN, :slots] = rng.permutation(slots)
+    m[own.LAST, :slots] = np.sort(rng.integers(1, 20, slots))[m[own.TURN, :slots]]
+    m[own.SAID, :slots], m[PIN, :slots] = rng.integers(0, 4, slots), rng.integers(1, 3, slots)
+    for key in np.argsort(m[own.TURN, :slots]):
+        levels.link(m, own.LISTS, m[own.SAID, key], key)
+    free = [k for k in range(slots) if m[PIN, k] != 2]
+    away = {k: (m[own.SAID, k] + 0.5) / 4 + int(np.log2(20 - m[own.LAST, k])) / 2 for k in free}
+    assert own.victim.py_func(m, f) == max(free, key=lambda k: (away[k], -m[own.TURN, k]))
