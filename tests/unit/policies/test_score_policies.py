@@ -29,7 +29,7 @@ from rgpu.policies.lfu_perfect import LfuPerfect
 from rgpu.policies.loop import COUNTS, DEMAND, DROPPED, FILL, HIT, KEPT, PREFETCH, PREFETCH_BUSY, PREFETCH_HIT
 from rgpu.policies.lru import Lru
 from rgpu.policies.random import Random
-from rgpu.policies.reuse import reuse_samples
+from rgpu.policies.reuse import COUNT, ONE, WEIGHT, reuse_samples
 from rgpu.policies.size_aware_farthest import SizeAwareFarthest
 from rgpu.policies.static_hot import StaticHot
 from rgpu.replay.engine import replay
@@ -310,6 +310,29 @@ def test_learned_model_is_the_least_squares_fit_of_its_samples(half_life: int) -
         np.testing.assert_allclose(np.concatenate([slope[:2], base]), wanted, atol=1e-6)
     else:
         assert slope[0] == 0
+
+
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_learned_levels_span_two_deviations_either_side_of_what_uses_say(weights: bool, scope: str) -> None:
+    trace, policy = routed_trace(9, tokens=60, layers=3), LearnedNextUse(half_life=8, cap=16, weights=weights)
+    moments = reuse_samples(trace, 8, 16, 16)[2]
+    if not weights:
+        moments[:, WEIGHT] = moments[:, :, WEIGHT] = 0
+    f = prepared(policy, trace, scope, 6)
+    for pool, mine in enumerate([[0, 1, 2]] if scope == "global" else [[0], [1], [2]]):
+        slope, base = fit(moments[mine])
+        assert f[pool, MODEL, :3].tolist() == slope.tolist() and f[pool, BASE, : len(mine)].tolist() == base.tolist()
+        n = total = square = 0.0
+        for part, intercept in zip(moments[mine], base, strict=True):
+            says = {COUNT: slope[1], WEIGHT: slope[2], ONE: intercept}
+            n += part[ONE, ONE]
+            total += sum(a * part[i, ONE] for i, a in says.items())
+            square += sum(a * b * part[i, j] for i, a in says.items() for j, b in says.items())
+        spread = np.sqrt(square / n - (total / n) ** 2)
+        np.testing.assert_allclose(f[pool, MODEL, 3:5], (total / n - 2 * spread, 4 * spread / 15), rtol=1e-9)
+    f = prepared(policy, trace_of([(0,)], 3), "layer", 2)
+    assert f[0, MODEL, 3:5].tolist() == [0, 1e-9] and policy.traits.calibration
 
 
 def stepping(seed: int, passes: int = 600) -> Trace:
