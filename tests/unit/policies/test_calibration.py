@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from rgpu.errors import TraceError
+from rgpu.policies import fading
 from rgpu.policies.calibration import activation_maps, domain_rows, mean_inputs, routing_vectors
+from rgpu.policies.reuse import reuse_samples
 from rgpu.traces.trace import Trace
-from tests.support import routed_trace
+from tests.support import routed_trace, trace_of
 
 EXPERTS = 8
 
@@ -80,3 +82,42 @@ def test_rows_of_a_domain_are_those_of_its_sequences() -> None:
         del meta["domain"]
     with pytest.raises(TraceError, match="domains none in"):
         domain_rows(trace, "law", "static_hot")
+
+
+def test_an_expert_routed_to_once_has_that_token_s_input() -> None:
+    trace = trace_of([(0,), (1,), (1,), (2,)], 4)
+    trace.hidden = np.array([[1, 0], [0, 1], [0, 3], [2, 2]], np.float16)[:, None]
+    rows = np.array([[1, 0], [0, 2], [2, 2]]) - [0.75, 1.5]
+    found = mean_inputs(trace, 0, "hidden")
+    np.testing.assert_allclose(found[:3], rows / np.linalg.norm(rows, axis=1, keepdims=True), atol=1e-12)
+    assert not found[3].any()
+    assert activation_maps(trace_of([(2,)], 4)).tolist() == [[[0, 0, 1, 0]]]
+
+
+@pytest.mark.parametrize("half_life", [1, 8])
+def test_moments_are_sums_over_all_decisions_whose_answer_is_known(half_life: int) -> None:
+    trace, cap = routed_trace(8, tokens=40, layers=2), 6
+    assert trace.weights is not None
+    needed, total, moments = reuse_samples(trace, half_life, 3, cap)
+    even = fading.even_share(2, EXPERTS, half_life)
+    for layer in range(2):
+        rows, asked, found = [], np.zeros_like(total[layer]), np.zeros_like(total[layer])
+        for a, b in zip(trace.seq_offsets[:-1], trace.seq_offsets[1:], strict=True):
+            ids, weights = trace.expert_ids[a:b, layer], trace.weights[a:b, layer].astype(float)
+            for t in range(b - a):
+                for key in set(ids[:t].ravel().tolist()) - set(ids[t].tolist()):
+                    past = [u for u in range(t) if key in ids[u]]
+                    coming = [u for u in range(t, b - a) if key in ids[u]]
+                    uses = sum(2.0 ** ((u - past[-1]) / half_life) for u in past)
+                    count = np.floor(np.log2(uses)) + uses / 2.0 ** np.floor(np.log2(uses)) - 1
+                    weight = weights[past[-1]][ids[past[-1]] == key][0]
+                    if coming or b - a - 1 - t >= 3:
+                        cell = fading.use_bucket(count, even), fading.age_bucket(t - past[-1])
+                        asked[cell] += 1
+                        found[cell] += bool(coming) and coming[0] - t <= 3
+                    if not coming and b - a - 1 - t < cap:
+                        continue
+                    away = min(coming[0] - t, cap) if coming else cap
+                    rows.append([np.floor(np.log2(t - past[-1])), count, weight, 1, np.log2(away)])
+        np.testing.assert_allclose(moments[layer], np.transpose(rows) @ np.array(rows), rtol=1e-6, atol=1e-9)
+        assert (total[layer] == asked).all() and (needed[layer] == found).all()
