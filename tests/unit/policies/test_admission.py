@@ -1,6 +1,7 @@
 """Admission plugs against a slow simulator, beside any policy, live and in replay."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,15 @@ from rgpu.errors import InputError
 from rgpu.policies.admission import Always, Capped, LowScore, SecondHit, admitted
 from rgpu.policies.belady import Belady
 from rgpu.policies.fifo import Fifo
+from rgpu.policies.lfu_decayed import LfuDecayed
 from rgpu.policies.lru import Lru
 from rgpu.policies.plain import Plain
+from rgpu.policies.policy import Traits, runner
+from rgpu.policies.router_lag import RouterLag
 from rgpu.policies.static_hot import StaticHot
 from rgpu.replay.controller import Controller, replay_events
 from rgpu.replay.engine import replay
-from rgpu.replay.pool import PoolConfig
+from rgpu.replay.pool import PoolConfig, initial_state, lay_out
 from rgpu.replay.stream import routing_events
 from rgpu.traces.trace import Trace
 from tests.support import routed_trace
@@ -119,3 +123,20 @@ def test_every_plug_is_called_what_its_config_is(name: str) -> None:
 def test_bad_values_are_named(make: Any) -> None:
     with pytest.raises(InputError, match="admission"):
         make()
+
+
+def test_a_plug_leaves_the_policy_s_own_needs_and_state() -> None:
+    assert admitted(Lru(), LowScore(0.9)).traits.weights and admitted(RouterLag(), Capped()).traits.weights
+    assert not admitted(Lru(), Capped()).traits.weights
+    trace, pool = routed_trace(1), PoolConfig(slots=4)
+    both = [
+        initial_state(lay_out(pool, p, trace.shape), p, trace.shape, "", 0, trace, 0)[1]
+        for p in (LfuDecayed(half_life=5), admitted(LfuDecayed(half_life=5), Capped()))
+    ]
+    assert both[0].any() and np.array_equal(*both)
+
+
+@pytest.mark.parametrize("hooks", [{}, {"on_admit": print}, None, [("victim", print)]])
+def test_hooks_without_a_victim_are_refused(hooks: Any) -> None:
+    with pytest.raises(InputError, match="'victim'"):
+        runner(SimpleNamespace(name="none", traits=Traits(), hooks=hooks))

@@ -75,3 +75,46 @@ def test_scan_takes_the_lowest_slot_of_equals(values: list[int], pinned: set[int
     found = heap.scan(m, m, P, SLOT_OF)
     assert m[SLOT_OF, heap.smallest(m, AT, m, P, SLOT_OF, heap.WHOLE, 0)] == found
     assert m[REG, CAP] == KEYS
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("span", [heap.WHOLE, 8])
+def test_heap_stays_in_order_and_knows_every_place(seed: int, span: int) -> None:
+    rng = np.random.default_rng(seed)
+    m: Any = make_state(1, KEYS, [KEYS], rows=2 + heap.HEAP_ROWS)[0][0]
+    m[T, :KEYS] = rng.permutation(KEYS)
+    order, places, aside, count, book = m[AT : AT + heap.HEAP_ROWS]
+    members: set[int] = set()
+    groups = 1 if span == heap.WHOLE else KEYS // span
+    for _ in range(250):
+        key, what = int(rng.integers(KEYS)), rng.random()
+        if what < 0.5:
+            m[P, key] = rng.integers(0, 12)
+            heap.settle(m, AT, m, P, T, span, key)
+            members.add(key)
+        elif what < 0.65:
+            heap.remove(m, AT, m, P, T, span, key)
+            members.discard(key)
+        elif what < 0.8:
+            m[PIN, key] = m[REG, WAVE]
+        elif what < 0.84:
+            m[REG, WAVE] += 1
+        else:
+            heap.smallest(m, AT, m, P, T, span, int(rng.integers(groups)))
+        if span == heap.WHOLE and what > 0.98:
+            m[P, :KEYS] = rng.integers(0, 12, KEYS)
+            heap.rebuild(m, AT, m, P, T)
+            assert book[0] == 0
+        kept = aside[: book[0]].tolist()
+        for group in range(groups):
+            low, n = group * (0 if span == heap.WHOLE else span), int(count[group])
+            keys = order[low : low + n].tolist()
+            assert all(
+                (m[P, keys[(i - 1) // 2]], m[T, keys[(i - 1) // 2]]) < (m[P, k], m[T, k])
+                for i, k in enumerate(keys)
+                if i
+            )
+            assert [places[k] for k in keys] == list(range(1, n + 1))
+            kept += keys
+        assert [places[k] for k in aside[: book[0]]] == [-1 - i for i in range(book[0])]
+        assert sorted(kept) == sorted(members) and all(places[k] == 0 for k in range(KEYS) if k not in members)
