@@ -121,3 +121,8 @@ def test_moments_are_sums_over_all_decisions_whose_answer_is_known(half_life: in
                     rows.append([np.floor(np.log2(t - past[-1])), count, weight, 1, np.log2(away)])
         np.testing.assert_allclose(moments[layer], np.transpose(rows) @ np.array(rows), rtol=1e-6, atol=1e-9)
         assert (total[layer] == asked).all() and (needed[layer] == found).all()
+
+
+def test_few_experts_have_all_moments() -> None:
+    moments = reuse_samples(trace_of([(0,), (1,), (1,), (0,)], 2), 8, 1, 9)[2][0]
+    assert moments[3].tolist() == pytest.approx([1, 0, 2, 2, 1])  # 0 waits for 2 passes, then for 1

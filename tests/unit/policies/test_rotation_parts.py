@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rgpu.policies.loop import CAP, EVENT, KEY_OF, PIN, REG, SLOT_OF, USED, WANT, WAVE, make_state
-from rgpu.policies.rotation import adaptive, memory, projection, ring, slots, trajectory
+from rgpu.policies.rotation import adaptive, decide, memory, projection, ring, slots, trajectory
 from rgpu.policies.rotation import state as s
 
 LAYERS, EXPERTS, WIDTH, DEPTH, SLOTS = 2, 9, 5, 3, 9
@@ -165,6 +165,32 @@ def test_a_ring_is_read_at_the_input_s_angle(first: int, head: int, cycle: int, 
             np.testing.assert_allclose(f[part], wanted, atol=1e-12)
             alone(old, f, part)
             alone(book, m, (s.PLACE, at))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-13])
+@pytest.mark.parametrize("width", [1, 2, 5])
+def test_the_plane_is_that_of_the_two_largest_components(width: int, scale: float) -> None:
+    rows = np.random.default_rng(width).standard_normal((EXPERTS, width)) * (1 + np.arange(width)) * scale
+    centred = rows - rows.mean(0)
+    largest = np.linalg.eigh(centred.T @ centred / scale**2)[1][:, ::-1].T[:2]
+    coefficients, axes, angle_E = ring.plane(rows)
+    assert coefficients.shape == (2, EXPERTS) and axes.shape == (2, width)
+    for i, v in enumerate(largest):
+        np.testing.assert_allclose(axes[i], v * np.sign(v[np.abs(v).argmax()]), atol=1e-9)
+    np.testing.assert_allclose(coefficients @ rows, axes, atol=1e-9)
+    np.testing.assert_allclose(angle_E, np.arctan2(axes[1] @ centred.T, axes[0] @ centred.T), atol=1e-12)
+    line = ring.plane(np.outer(np.arange(EXPERTS), np.arange(1, 4)) * scale)
+    assert line[1][0].all() and not line[1][1].any() and not line[0][1].any()
+    for part in ring.plane(np.ones((EXPERTS, 3))):
+        assert not part.any()
+
+
+def test_a_ring_is_in_order_of_angle_or_id_or_at_random() -> None:
+    angle = np.array([0.1, -0.1, 3.0, -3.0, 0.2])  # round from 0: 0, 4, 2, 3, 1
+    assert ring.ring(angle, "phase", np.random.default_rng(0)).tolist() == [0, 4, 2, 3, 1]
+    assert ring.ring(angle, "id", np.random.default_rng(0)).tolist() == [0, 1, 2, 3, 4]
+    sequence = np.random.default_rng(0).permutation(5)
+    assert ring.ring(angle, "random", np.random.default_rng(0))[sequence].tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("first", FIRSTS)
@@ -394,7 +420,7 @@ def test_bounds_of_the_controls_belong_to_them() -> None:
     f[[s.LATELY, s.LONGER]] = 1.0  # no divergence at all, which is the bound
     for x, entropy, cycle, step, wanted in (
         ((0.0, 2.0), 0.25, 3, 3, 3), ((2.0, 0.0), 0.75, 3, 1, 3), ((1.0, 1.0), 0.125, 2, 2, 1), ((0.0, 1.0), 1.0, 2, 3, 3),
-        ((0.0, 1.0), 0.125, 1, 3, 1),
+        ((0.0, 1.0), 0.125, 1, 3, 1), ((0.0, 1.0), 0.125, 4, 3, 3),
     ):  # fmt: skip
         f[s.NOW, [s.ENTROPY, s.USUAL_ENTROPY]], m[s.LIVE, s.CYCLE] = (entropy, 0.5), cycle
         f[s.NUMBERS, s.ENTROPY_SURGE] = 9
@@ -569,3 +595,100 @@ def test_who_arrives_belongs_to_the_head_that_made_room() -> None:
 
 def test_shares_are_even_and_the_first_get_what_is_over() -> None:
     assert [slots.shares(n, 3) for n in (0, 2, 6, 7, 8)] == [[0] * 3, [1, 1, 0], [2] * 3, [3, 2, 2], [3, 3, 2]]
+
+
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts that `decide` puts together, uncompiled."""
+    for name in ("allowance", "project", "save", "sum_heads", "recall", "phase_of", "blend", "by_phase", "by_shift",
+                 "by_trajectory", "favour"):  # fmt: skip
+        monkeypatch.setattr(decide, name, getattr(decide, name).py_func)
+
+
+@pytest.mark.parametrize("kinds", range(1, 16))
+@pytest.mark.parametrize("depth", [0, DEPTH])
+@pytest.mark.parametrize("first", FIRSTS)
+def test_a_score_adds_up_its_transforms(monkeypatch: pytest.MonkeyPatch, kinds: int, depth: int, first: int) -> None:
+    interpreted(monkeypatch)
+    rng, m, f = drawn(kinds)
+    x, standard = rng.standard_normal(WIDTH), kinds & (kinds - 1) > 0
+    m[s.INTS, [s.TRANSFORMS, s.STANDARD, s.DEPTH, s.RETURN_STEP]] = kinds, standard, depth, 4
+    m[s.LIVE, s.WINDOW], m[s.COUNT, first], m[s.PLACE, :KEYS] = 5, 9, rng.integers(0, EXPERTS, KEYS)
+    m[s.RANK : s.RANK + 2, :KEYS] = np.tile(rng.permutation(EXPERTS), LAYERS)
+    f[s.NUMBERS, [s.WEIGHT_PROJECTION, s.WEIGHT_PHASE, s.WEIGHT_CYCLIC, s.WEIGHT_TRAJECTORY]] = 0.5, 1.5, 2.0, 3.0
+    f[s.NUMBERS, s.TAU], f[s.NOW, s.STEP_NOW], f[s.PARTIAL] = 0.9, 2.0, 0.0
+    m[s.ENTRY, first], m[s.OLDEST, first] = 1, 2
+    old, book = f.copy(), m.copy()
+    projection.project.py_func(book, old, first, x)
+    rows = [block(s.SCORE + s.HEAD_ROWS * h, first) for h in range(2)]
+    met, m2 = kinds % 2 == 0 and depth > 0, book.copy()
+    if met:  # entry 1 is the context the layer comes to
+        f[block(s.recalled_row(2) + 1, first)] = sum(old[row] for row in rows)
+        m[s.MEMORY + 2, first : first + EXPERTS] = book[s.MEMORY + 2, first : first + EXPERTS] = rng.integers(
+            0, 3, EXPERTS
+        )
+    parts: list[list[tuple[float, np.ndarray]]] = []
+    for h in range(2):
+        theta = ring.phase_of.py_func(m2, old, first, h) if kinds & (s.PHASE_ROTATION | s.CYCLIC) else 0.0
+        found = [(0.5, old[rows[h]].copy())] if kinds & s.PROJECTION else []
+        for bit, weight in ((s.PHASE_ROTATION, 1.5), (s.CYCLIC, 2.0), (s.TRAJECTORIES, 3.0)):
+            if kinds & bit:
+                if bit == s.PHASE_ROTATION:
+                    ring.by_phase.py_func(m2, old, first, h, theta)
+                elif bit == s.CYCLIC:
+                    ring.by_shift.py_func(m2, old, first, h, theta, 2)
+                else:
+                    trajectory.by_trajectory.py_func(m2, old, first)
+                found.append((weight, old[block(s.SCRATCH, first)].copy()))
+        parts.append(found)
+        decided = theta
+    decide.score.py_func(m, f, first, x)
+    for h, found in enumerate(parts):
+        wanted = sum(w * ((v - v.mean()) / v.std() if standard else v) for w, v in found)
+        if kinds == s.PROJECTION:
+            wanted = found[0][1]
+        if met:
+            wanted = wanted + (np.ptp(wanted) + 1000) * (m[s.MEMORY + 2, first : first + EXPERTS] == h + 1)
+        np.testing.assert_allclose(f[rows[h]], wanted, atol=1e-9)
+    assert f[s.THETA, first + 1] == pytest.approx(decided, abs=1e-12)
+    assert m[s.LEFT, first] == (4 if met else 2) and m[s.ENTRY, first] == ((2 if met else 3) if depth else 1)
+    if depth:  # what was resident is kept for the context that is left
+        held = [m[s.OWNER, k] + 1 if m[SLOT_OF, k] >= 0 else 0 for k in range(first, first + EXPERTS)]
+        assert m[s.MEMORY, first : first + EXPERTS].tolist() == held
+
+
+@pytest.mark.parametrize("mode", [s.PER_LAYER, s.TOGETHER, s.SWITCHING])
+@pytest.mark.parametrize("first", FIRSTS)
+@pytest.mark.parametrize("seed", range(24))
+def test_a_pool_s_first_layer_decides_for_all_where_they_move_together(
+    monkeypatch: pytest.MonkeyPatch, mode: int, first: int, seed: int
+) -> None:
+    rng, m, f = drawn(seed)
+    calls: list[Any] = []
+    raging = bool(rng.random() < 0.3)
+    for name in ("observe", "remember", "turn", "adapt", "score", "exchange"):
+        monkeypatch.setattr(
+            decide, name, lambda *given, name=name: calls.append((name, given[2] if name == "score" else 0))
+        )
+    monkeypatch.setattr(decide, "storm", lambda m, first: raging)
+    rate, below, switch = (float(v) for v in rng.choice([0.25, 0.5, 0.75], 3))
+    online, kinds, used, before = int(rng.integers(0, 2)), int(rng.integers(1, 16)), int(rng.integers(0, 2)), seed % 2
+    f[s.NOW, s.HIT_RATE], f[s.MORE, s.ONLINE_BELOW], f[s.MORE, s.SWITCH_BELOW] = rate, below, switch
+    m[s.INTS, [s.ONLINE, s.TRANSFORMS, s.SHARED]] = online, kinds, mode
+    m[s.LIVE, [s.USED, s.JOINT, s.PHASE, s.FROM, s.TO]] = used, before, 7, 7, 7
+    x, old = rng.standard_normal(WIDTH), f.copy()
+    decide.decide.py_func(m, f, np.zeros(0, int), np.zeros(0), x)
+    assert not calls and m[s.LIVE, [s.PHASE, s.FROM, s.TO]].tolist() == [s.NO_PHASE, 0, 0]
+    m[s.LIVE, [s.PHASE, s.FROM, s.TO]] = 7
+    decide.decide.py_func(m, f, np.array([first + 2, first]), np.ones(2), x)
+    wanted = ["observe"] + ["remember"] * (kinds & s.TRAJECTORIES > 0)
+    joint = bool(before)
+    if first == 0:
+        wanted += ["turn"] * bool(online and (rate < below or raging)) + ["adapt"]
+        joint = mode == s.TOGETHER or (mode == s.SWITCHING and rate >= switch)
+        wanted += ["exchange"] * (mode == s.SWITCHING and joint != used)
+        old[s.LAST, :WIDTH] = x
+    span = range(0) if joint and first else range(first, KEYS if joint else first + EXPERTS, EXPERTS)
+    assert calls == [(name, 0) for name in wanted] + [("score", layer) for layer in span]
+    assert m[s.LIVE, [s.PHASE, s.JOINT]].tolist() == [s.NO_PHASE, joint]
+    assert m[s.LIVE, [s.FROM, s.TO]].tolist() == ([span.start, span.stop] if len(span) else [0, 0])
+    assert np.array_equal(f, old)
