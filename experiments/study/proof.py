@@ -42,7 +42,9 @@ def _prove(model: str, trace: str, slots: int, tokens: int, policy: str, predict
     result = json.loads(lines[-1])
     same = [result[key] for key in ("identical_tokens", "identical_logits", "identical_decisions")]
     ahead = f" with {predictor} prefetch" if predictor else ""
-    sizes = {name: value for name, value in result["memory"].items() if isinstance(value, int)}  # no cap, no plan: nothing to say
+    sizes = {
+        name: value for name, value in result["memory"].items() if isinstance(value, int)
+    }  # without caps some are null
     memory = {name: f"{value / 1e6:.1f} MB" for name, value in sizes.items()}
     return {
         "name": f"live {policy}{ahead}",
