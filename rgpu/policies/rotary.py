@@ -26,7 +26,6 @@ EXPERTS, FIRST, STEP, LEFT = R0, R1, R2, R3  # registers: experts a layer, its f
 @hook
 def project(m, f, keys, weights, feature):
     m[REG, LEFT] = m[REG, STEP]
-    m[REG, CHANGES] = m[REG, STEP]
     if keys.shape[0] == 0:
         return
     first = keys[0] // m[REG, EXPERTS] * m[REG, EXPERTS]

@@ -19,7 +19,6 @@ EXPERTS, FIRST, STEP, LEFT = R0, R1, R2, R3  # registers: experts a layer, its f
 @hook
 def score(m, f, keys, weights, feature):
     m[REG, LEFT] = m[REG, STEP]
-    m[REG, CHANGES] = 0
     if keys.shape[0] == 0:
         return
     first = keys[0] // m[REG, EXPERTS] * m[REG, EXPERTS]

@@ -60,6 +60,9 @@ def test_ridge_s_error_is_that_of_leaving_each_row_out(seed: int, noise: float) 
 def test_ridge_without_pairs_or_without_a_difference_predicts_the_mean() -> None:
     none = ridge_map(np.zeros((0, 5)), np.zeros((0, 3)), None)
     assert none[0].shape == (3, 5) and none[1].shape == (3,) and not none[0].any() and not none[1].any()
+    wide, y = np.zeros((2, 10_000)), np.array([[1.0], [0.0]])
+    wide[0, 0] = 1  # two rows explain themselves, so all but the least penalty looks worse
+    np.testing.assert_allclose(ridge_map(wide, y, None)[0], ridge_map(wide, y, 1e-4)[0])
     flat = ridge_map(np.ones((4, 5)), np.arange(12.0).reshape(4, 3), None)
     assert not flat[0].any() and flat[1].tolist() == [4.5, 5.5, 6.5]
 

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rgpu.errors import InputError
 from rgpu.policies.calibration import mean_inputs
+from rgpu.policies.loop import KEY_OF
 from rgpu.policies.ring import Ring
 from rgpu.policies.rotary import Rotary
 from rgpu.policies.router_lag import RouterLag
@@ -22,9 +24,11 @@ EXPERTS, LAYERS = 8, 3
 POOLS = (PoolConfig(slots=3), PoolConfig(slots=5), PoolConfig("global", 10), PoolConfig("global", 30))
 
 
-def run(policy: Any, pool: PoolConfig, seed: int, group: int = 1) -> tuple[Trace, Watched, list[tuple[int, list[int]]]]:
+def run(
+    policy: Any, pool: PoolConfig, seed: int, group: int = 1, top_k: int = 2
+) -> tuple[Trace, Watched, list[tuple[int, list[int]]]]:
     """(trace, what it was run on, (layer, members) of each event)."""
-    trace = routed_trace(seed, tokens=40, layers=LAYERS, sequences=1, group=group)
+    trace = routed_trace(seed, tokens=40, layers=LAYERS, sequences=1, group=group, top_k=top_k)
     members = [unions(trace, layer) for layer in range(LAYERS)]
     events = [(layer, members[layer][p]) for p in range(len(members[0])) for layer in range(LAYERS)]
     return trace, Watched(policy, trace, pool), events
@@ -86,10 +90,12 @@ def held(watched: Watched, pools: list[Holder], event: int) -> bool:
 
 
 @pytest.mark.parametrize("pool", POOLS, ids=str)
-@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize(("group", "top_k"), [(1, 1), (1, 2), (2, 2)])
 @pytest.mark.parametrize("step", [None, 1, 2])
-def test_the_lagged_router_holds_what_it_scored_highest(pool: PoolConfig, group: int, step: int | None) -> None:
-    trace, watched, events = run(RouterLag(step=step), pool, 1, group)
+def test_the_lagged_router_holds_what_it_scored_highest(
+    pool: PoolConfig, group: int, top_k: int, step: int | None
+) -> None:  # fmt: skip
+    trace, watched, events = run(RouterLag(step=step), pool, 1, group, top_k)
     order, starts, _ = pass_groups(trace)
     scores = trace_features("router", trace, order, starts).reshape(-1, EXPERTS)
     pools = holders(watched, filled=False)
@@ -101,9 +107,11 @@ def test_the_lagged_router_holds_what_it_scored_highest(pool: PoolConfig, group:
 
 
 @pytest.mark.parametrize("pool", POOLS, ids=str)
-@pytest.mark.parametrize("step", [1, 2, 4])
-def test_rotary_holds_what_projects_highest_and_no_more_than_its_step_moves(pool: PoolConfig, step: int) -> None:
-    trace, watched, events = run(Rotary(step=step), pool, 2)
+@pytest.mark.parametrize(("step", "top_k"), [(1, 2), (2, 1), (4, 2)])
+def test_rotary_holds_what_projects_highest_and_moves_no_more_than_its_step(
+    pool: PoolConfig, step: int, top_k: int
+) -> None:  # fmt: skip
+    trace, watched, events = run(Rotary(step=step), pool, 2, top_k=top_k)
     assert trace.hidden is not None
     pools = holders(watched, filled=True)
     for number, (layer, members) in enumerate(events):
@@ -112,12 +120,19 @@ def test_rotary_holds_what_projects_highest_and_no_more_than_its_step_moves(pool
         mine = {base + e: float(v) for e, v in enumerate(mean_inputs(trace, layer, "hidden") @ x)}
         pools[layer % len(pools)].decide([base + e for e in members], mine, step, -np.inf)
         assert held(watched, pools, number)
+    for pool_, f in zip(pools, watched.f, strict=True):
+        keys = sorted(pool_.score)
+        np.testing.assert_allclose(f[0, keys], [pool_.score[k] for k in keys], atol=1e-12)
+    assert (watched.m[:, KEY_OF] < watched.controller.layout.keys).all()
+    with pytest.raises(InputError, match="policy.step"):
+        Rotary(step=0)
 
 
 @pytest.mark.parametrize("pool", POOLS, ids=str)
 @pytest.mark.parametrize("step", [1, 3, 9])
 def test_a_ring_turns_by_its_step_and_drops_its_trailing_end(pool: PoolConfig, step: int) -> None:
     _, watched, events = run(Ring(step=step), pool, 3)
+    assert (watched.m[:, KEY_OF] < watched.controller.layout.keys).all()
     pools = [sorted(h.slot) for h in holders(watched, filled=True)]
     length = watched.controller.layout.keys
     cap = len(pools[0])

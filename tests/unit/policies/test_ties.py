@@ -17,6 +17,7 @@ from rgpu.policies import (
     gate_score,
     layer_aware,
     learned_next_use,
+    least_stale,
     levels,
     lfru,
     lru_k,
@@ -79,8 +80,9 @@ def test_a_key_loaded_ahead_is_ranked_by_its_next_use(monkeypatch: pytest.Monkey
     m[NEXT, 2] = 7
     next_use.arrive.py_func(m, f, 2)
     assert ranks == [-7]
+    m[NEXT, 2] = 9
     size_aware_farthest.arrive.py_func(m, f, 2)
-    assert m[size_aware_farthest.SOONEST, 2] == -7
+    assert m[size_aware_farthest.SOONEST, 2] == -9
 
 
 def test_lru_k_takes_the_lowest_slot_of_equals_outside_their_period() -> None:
@@ -144,7 +146,10 @@ def test_gate_score_ranks_equals_by_their_last_use(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(gate_score, "track", lambda m, at, p, row, tie, key: tracked.append(key))
     for clock, key in enumerate((2, 0, 3, 1)):
         m[REG, CLOCK] = clock + 5
-        gate_score.touch.py_func(m, f, key, True)
+        if key == 3:
+            gate_score.arrive.py_func(m, f, key)
+        else:
+            gate_score.touch.py_func(m, f, key, True)
     assert tracked == [2, 0, 3, 1] and m[gate_score.LAST, :4].tolist() == [6, 8, 5, 7]
 
 
@@ -211,3 +216,29 @@ def test_the_farthest_of_all_lists_goes_and_of_equals_the_least_recent(seed: int
     free = [k for k in range(slots) if m[PIN, k] != 2]
     away = {k: (m[own.SAID, k] + 0.5) / 4 + int(np.log2(20 - m[own.LAST, k])) / 2 for k in free}
     assert own.victim.py_func(m, f) == max(free, key=lambda k: (away[k], -m[own.TURN, k]))
+
+
+@pytest.mark.parametrize(("uses", "age", "many_age"), [(21, 10, 20), (1, 1, 42)])
+def test_lfru_looks_on_while_the_smallest_count_of_the_last_list_could_score_as_low(
+    uses: int, age: int, many_age: int
+) -> None:  # fmt: skip
+    slots = lfru.HEAP_FROM
+    m = make_state(1, slots, [slots], rows=lfru.Lfru.traits.rows)[0][0]
+    m[KEY_OF, :slots] = m[SLOT_OF, :slots] = np.arange(slots)
+    m[REG, CLOCK], m[REG, WAVE], m[PIN, 3:slots] = 99, 2, 2
+    m[lfru.COUNT, :3], m[lfru.LAST, :3] = (10_000, lfru.LEVELS, uses), (100 - 50, 100 - many_age, 100 - age)
+    for key in range(3):
+        lfru.place.py_func(m, key)
+    assert lfru.victim.py_func(m, None) == 1  # as low as the last, and used longer ago
+
+
+def test_a_pass_begins_where_a_layer_does_not_come_after_the_last() -> None:
+    m = make_state(1, 16, [4], rows=least_stale.LeastStale.traits.rows)[0]
+    setting: Any = SimpleNamespace(m=m, shape=SimpleNamespace(experts=8))
+    least_stale.LeastStale().prepare(setting)
+    passes = []
+    for key in (3, 9, 10, 0, 1, None, 8):
+        keys = np.array([] if key is None else [key], int)
+        least_stale.begin.py_func(m[0], None, keys, None, None)
+        passes.append(int(m[0, REG, least_stale.NUMBER]))
+    assert passes == [0, 0, 1, 2, 3, 3, 3]
