@@ -107,17 +107,20 @@ def test_the_lagged_router_holds_what_it_scored_highest(
 
 
 @pytest.mark.parametrize("pool", POOLS, ids=str)
-@pytest.mark.parametrize(("step", "top_k"), [(1, 2), (2, 1), (4, 2)])
+@pytest.mark.parametrize(("step", "top_k", "rotation"), [(1, 2, "identity"), (2, 1, "identity"), (4, 2, "random")])
 def test_rotary_holds_what_projects_highest_and_moves_no_more_than_its_step(
-    pool: PoolConfig, step: int, top_k: int
-) -> None:  # fmt: skip
-    trace, watched, events = run(Rotary(step=step), pool, 2, top_k=top_k)
+    pool: PoolConfig, step: int, top_k: int, rotation: str
+) -> None:
+    trace, watched, events = run(Rotary(step=step, rotation=rotation), pool, 2, top_k=top_k)
     assert trace.hidden is not None
     pools = holders(watched, filled=True)
     for number, (layer, members) in enumerate(events):
         base = layer * EXPERTS if len(pools) == 1 else 0
         x = trace.hidden[number // LAYERS, layer].astype(float)
-        mine = {base + e: float(v) for e, v in enumerate(mean_inputs(trace, layer, "hidden") @ x)}
+        turn = np.eye(len(x))
+        if rotation == "random":
+            turn = np.linalg.qr(np.random.default_rng((0, layer)).standard_normal((len(x), len(x))))[0]
+        mine = {base + e: float(v) for e, v in enumerate(mean_inputs(trace, layer, "hidden") @ turn @ x)}
         pools[layer % len(pools)].decide([base + e for e in members], mine, step, -np.inf)
         assert held(watched, pools, number)
     for pool_, f in zip(pools, watched.f, strict=True):
