@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rgpu.policies.loop import CAP, EVENT, KEY_OF, PIN, REG, SLOT_OF, USED, WANT, WAVE, make_state
-from rgpu.policies.rotation import adaptive, decide, memory, projection, ring, slots, trajectory
+from rgpu.policies.rotation import adaptive, decide, memory, projection, ring, slots, spaces, trajectory
 from rgpu.policies.rotation import state as s
 
 LAYERS, EXPERTS, WIDTH, DEPTH, SLOTS = 2, 9, 5, 3, 9
@@ -702,3 +702,28 @@ def test_a_pool_s_first_layer_decides_for_all_where_they_move_together(
     assert m[s.LIVE, [s.PHASE, s.JOINT]].tolist() == [s.NO_PHASE, joint]
     assert m[s.LIVE, [s.FROM, s.TO]].tolist() == ([span.start, span.stop] if len(span) else [0, 0])
     assert np.array_equal(f, old)
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_an_exchange_swaps_signatures_planes_and_ranks_with_those_put_by(heads: int) -> None:
+    rng = np.random.default_rng(heads)
+    rows = s.frows(heads, DEPTH, False, True)
+    state, floats = make_state(1, KEYS, [SLOTS], rows=s.rows(DEPTH, True), frows=rows + 2 * KEYS)
+    m, f = state[0], floats[0]
+    f[:] = rng.standard_normal(f.shape)
+    m[s.RANK :] = rng.integers(0, EXPERTS, m[s.RANK :].shape)
+    m[s.INTS, [s.KEYS, s.HEADS]] = KEYS, heads
+    spare, ranks = s.spare_row(heads, DEPTH, False), s.MEMORY + 2 * DEPTH
+    m[s.LIVE, [s.SIGNATURE, s.SPARE, s.SPARE_RANK, s.USED]] = rows, spare, ranks, 0
+    assert m.shape[0] == ranks + s.MOST_HEADS
+    planes = [s.CENTRE_X, s.CENTRE_Y, *range(s.FIXED, s.FIXED + s.HEAD_ROWS * heads)]
+    wanted_f, wanted_m = f.copy(), m.copy()
+    wanted_f[rows : rows + KEYS], wanted_f[rows + KEYS :] = f[rows + KEYS :], f[rows : rows + KEYS]
+    for i, row in enumerate(planes):
+        wanted_f[row, :KEYS], wanted_f[spare + i, :KEYS] = f[spare + i, :KEYS], f[row, :KEYS]
+    for h in range(heads):
+        wanted_m[s.RANK + h, :KEYS], wanted_m[ranks + h, :KEYS] = m[ranks + h, :KEYS], m[s.RANK + h, :KEYS]
+    wanted_m[s.LIVE, s.USED] = 1
+    assert spare + len(planes) == rows
+    spaces.exchange.py_func(m, f)
+    assert np.array_equal(f, wanted_f) and np.array_equal(m, wanted_m)
