@@ -5,9 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rgpu.policies import rotary_hybrid
 from rgpu.policies.loop import CAP, EVENT, KEY_OF, PIN, REG, SLOT_OF, USED, WANT, WAVE, make_state
 from rgpu.policies.rotation import adaptive, decide, memory, projection, ring, slots, spaces, trajectory
 from rgpu.policies.rotation import state as s
+from rgpu.replay.pool import PoolConfig, initial_state, lay_out
+from tests.unit.policies.rotating import toy
 
 LAYERS, EXPERTS, WIDTH, DEPTH, SLOTS = 2, 9, 5, 3, 9
 KEYS, TURN = LAYERS * EXPERTS, 2 * np.pi
@@ -727,3 +730,50 @@ def test_an_exchange_swaps_signatures_planes_and_ranks_with_those_put_by(heads: 
     assert spare + len(planes) == rows
     spaces.exchange.py_func(m, f)
     assert np.array_equal(f, wanted_f) and np.array_equal(m, wanted_m)
+
+
+@pytest.mark.parametrize("first", FIRSTS)
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_hybrid_adds_fading_counts_and_recency_to_the_scores(
+    monkeypatch: pytest.MonkeyPatch, first: int, joint: bool
+) -> None:
+    rng, m, f = drawn(1)
+    monkeypatch.setattr(rotary_hybrid, "blend", projection.blend.py_func)
+    scored = rng.standard_normal((2, KEYS))
+
+    def decided(m: Any, f: Any, *_: Any) -> None:
+        m[s.LIVE, s.FROM], m[s.LIVE, s.TO] = (0, KEYS) if joint else (first, first + EXPERTS)
+        f[[s.SCORE, s.SCORE + s.HEAD_ROWS], :KEYS] = scored
+
+    monkeypatch.setattr(rotary_hybrid, "decide", decided)
+    m[s.INTS, s.STANDARD], f[s.FREQUENCY], f[s.RECENCY] = 1, 0, 0
+    f[s.MORE, [s.WEIGHT_RECENCY, s.WEIGHT_FREQUENCY, s.HALF_LIFE]] = 0.5, 2.0, 0.75
+    counts, recent = np.zeros(KEYS), np.zeros(KEYS)
+    for event in range(6):
+        keys = first + rng.permutation(EXPERTS)[: 1 + event % 3]
+        rotary_hybrid.decide_and_count.py_func(m, f, keys, np.ones(len(keys)), None)
+        mine = slice(first, first + EXPERTS)
+        counts[mine], recent[mine] = counts[mine] * 0.75, recent[mine] * 0.75
+        counts[keys], recent[keys] = counts[keys] + 1, 1
+        np.testing.assert_allclose(f[s.FREQUENCY, :KEYS], counts)
+        np.testing.assert_allclose(f[s.RECENCY, :KEYS], recent)
+        for low in FIRSTS if joint else (first,):
+            part = slice(low, low + EXPERTS)
+            for h in range(2):
+                wanted = scored[h, part].copy()
+                for weight, row in ((0.5, recent), (2.0, counts)):
+                    wanted += weight * (row[part] - row[part].mean()) / (row[part].std() or 1.0)
+                np.testing.assert_allclose(f[s.SCORE + s.HEAD_ROWS * h, part], wanted, atol=1e-12)
+    rotary_hybrid.decide_and_count.py_func(m, f, np.zeros(0, int), np.zeros(0), None)
+    np.testing.assert_allclose(f[s.FREQUENCY, :KEYS], counts)
+
+
+def test_the_hybrid_s_weights_and_half_life_are_in_the_state() -> None:
+    policy = rotary_hybrid.RotaryHybrid(weight_recency=0.5, weight_frequency=3.0, half_life=4.0)
+    trace = toy()
+    m, f, _ = initial_state(
+        lay_out(PoolConfig(slots=4), policy, trace.shape), policy, trace.shape, "hidden", 5, trace, 0
+    )
+    assert (f[:, s.MORE, [s.WEIGHT_RECENCY, s.WEIGHT_FREQUENCY]] == (0.5, 3.0)).all()
+    np.testing.assert_allclose(f[:, s.MORE, s.HALF_LIFE], 0.5**0.25)
+    assert (m[:, s.INTS, s.STANDARD] == 1).all() and policy.standardised and policy.traits.calibration
