@@ -35,7 +35,8 @@ CASES: list[tuple[Any, dict[str, Any]]] = [
     (Slru, {}), (Slru, {"segments": 4, "spill": True}), (Slru, {"segments": 3}),
     (TwoQ, {}), (TwoQ, {"a1in": 0.6, "a1out": 0.45}),
     (Lirs, {}), (Lirs, {"hir": 0.5}),
-    (S3Fifo, {}), (S3Fifo, {"small": 0.4, "ghost": 0.2, "promote": 1}), (S3Fifo, {"small": 0.3, "spill": True}),
+    (S3Fifo, {}), (S3Fifo, {"small": 0.4, "promote": 1}), (S3Fifo, {"small": 0.5, "spill": True}),
+    (S3Fifo, {"small": 0.3, "ghost": 0.2, "spill": True}),
     (LruK, {}), (LruK, {"k": 1}), (LruK, {"k": 3, "correlated": 2}), (LruK, {"correlated": 1, "retained": 4}),
 ]  # fmt: skip
 NAMES = [f"{kind.__name__}{''.join(f'-{v}' for v in given.values())}" for kind, given in CASES]
@@ -65,6 +66,13 @@ def ours(
         for c, v in zip(codes, victims, strict=True)
     ]
     return [out[a:b] for a, b in zip(offs[:-1], offs[1:], strict=True)], m
+
+
+def test_s3_fifo_may_give_up_what_it_has_just_promoted() -> None:
+    events = [(0, [0, 1, 2, 3]), (0, [0, 1, 2]), (0, [4]), (0, [4]), (0, [0, 1, 2, 5])]
+    policy, book = S3Fifo(small=0.5, promote=1), textbook.S3Fifo(4, small=0.5, promote=1)
+    found = ours(policy, events, 4, policy.run)[0]
+    assert found == [book.run(*event) for event in events] and found[-1][-1] == (False, 4)
 
 
 @pytest.mark.parametrize(("kind", "given_"), CASES, ids=NAMES)

@@ -137,7 +137,7 @@ def climbed(s_EF: np.ndarray, x_NF: np.ndarray, y_NE: np.ndarray, steps: int, or
         slope = beta / len(x_NF) * left.T @ (y_NE - np.exp(log_p(q, beta))).T @ x_NF
         if orthogonal:
             slope = slope - (slope @ q.T + q @ slope.T) @ q / 2
-        rate = 1.5 * rate if rate else 0.3 / np.linalg.norm(slope)
+        rate = 1.5 * rate if rate else 0.3 / float(np.linalg.norm(slope))
         for _ in range(20):
             tried = q + rate * slope
             if orthogonal:
@@ -168,3 +168,28 @@ def test_the_ascent_takes_the_steps_it_describes(seed: int, sharp: float, orthog
     np.testing.assert_allclose(found.rows_rF, rows, atol=1e-5)
     u, size, _ = np.linalg.svd(s_EF, full_matrices=False)
     np.testing.assert_allclose(found.rotated_EF, (u * size) @ rows, atol=1e-4)
+
+
+@pytest.mark.parametrize("lead", [0, 1, 2])
+@pytest.mark.parametrize("most", [1, 4, 8, 99])
+def test_pairs_are_inputs_and_what_was_routed_later_in_the_same_sequence(lead: int, most: int) -> None:
+    rng = np.random.default_rng(lead)
+    x, y, offsets = rng.standard_normal((14, 2)), (rng.random((14, 3)) < 0.5) * 0.25, np.array([0, 5, 5, 14])
+    y[[2, 9]] = 0
+    kept = [t for a, b in ((0, 5), (5, 14)) for t in range(a, b - lead) if y[t + lead].any()]
+    if len(kept) > most:
+        kept = [kept[int(i)] for i in np.linspace(0, len(kept) - 1, most)]
+    inputs, targets = pairs(x, y, offsets, lead, most)
+    assert np.array_equal(inputs, x[kept])
+    np.testing.assert_allclose(targets, [(y[t + lead] > 0) / (y[t + lead] > 0).sum() for t in kept])
+    none = pairs(x, 0 * y, offsets, lead, most)
+    assert none[0].shape == (0, 2) and none[1].shape == (0, 3)
+
+
+def test_without_pairs_or_signatures_nothing_is_turned() -> None:
+    rng = np.random.default_rng(0)
+    s_EF, x, y = rng.standard_normal((4, 3)), rng.standard_normal((9, 3)), np.eye(4)[rng.integers(0, 4, 9)]
+    for found, kept in ((fit(s_EF, x[:0], y[:0], 5), s_EF), (fit(0 * s_EF, x, y, 5), 0 * s_EF)):
+        assert np.array_equal(found.rotated_EF, kept) and found.objective.tolist() == [0.0]
+    still = fit(s_EF, 0 * x, y, 5)  # inputs of zeros say nothing of any turn
+    assert np.array_equal(still.rotated_EF, s_EF) and still.objective.tolist() == pytest.approx([-np.log(4)])

@@ -1,6 +1,7 @@
 """What the rotary family writes into the state before the first event: registers, signatures, planes, rings, the first fill."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,9 @@ def check_space(policy: RotaryPaper, m: Any, f: Any, trace: Trace, joint: bool, 
                 given = pairs(
                     x[:, part] - shift, routed, trace.seq_offsets, int(driver == layer), policy.calibration_tokens
                 )
-                rotated = fit(own, *given, policy.calibration_steps, policy.rotation == "calibrated").rotated_EF
+                rotated = fit(
+                    own, given[0], given[1], policy.calibration_steps, policy.rotation == "calibrated"
+                ).rotated_EF
             row, block = int(m[pool, s.LIVE, s.SIGNATURE]) + first, s.HEAD_ROWS * h
             np.testing.assert_allclose(f[pool, row : row + EXPERTS, part], rotated, atol=1e-12)
             bias = bias_LE[layer] / policy.heads - rotated @ shift
@@ -148,6 +151,7 @@ def test_router_rows_bring_their_biases(tmp_path: Path, heads: int, centre: bool
     rows, bias = rng.standard_normal((LAYERS, EXPERTS, WIDTH)), rng.standard_normal((LAYERS, EXPERTS))
     named = {f"model.layers.{i}.mlp.gate.weight": r.astype(np.float32) for i, r in enumerate(rows)}
     named |= {f"model.layers.{i}.mlp.gate.bias": b.astype(np.float32) for i, b in enumerate(bias)}
+    named["model.layers.1.mlp.experts.weight"] = np.ones((3, 5), np.float32)  # between the others
     save_file(named, tmp_path / "model.safetensors")
     policy = RotaryPaper(signatures="router_rows", router=str(tmp_path), heads=heads, centre=centre)
     m, f, trace = prepared(policy, PoolConfig("global", 16))
@@ -183,13 +187,14 @@ def test_trajectory_signatures_are_mean_windows_of_what_was_routed(signatures: s
 
 
 @pytest.mark.parametrize("transforms", [["projection"], ["cyclic"], ["projection", "phase"]])
-@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("heads", [1, 2, 3])
 @pytest.mark.parametrize(("scope", "slots"), [("layer", 4), ("layer", 12), ("global", 11), ("global", 40)])
 def test_the_first_fill_splits_slots_over_layers_and_heads(
     transforms: list[str], heads: int, scope: str, slots: int
 ) -> None:
     policy = RotaryPaper(transforms=transforms, heads=heads)
     m, _, _ = prepared(policy, PoolConfig(scope=scope, slots=slots))
+    setting: Any = SimpleNamespace(m=m)
     for layer in range(LAYERS):
         pool, first = place_of(layer, len(m))
         cap = int(m[pool, REG, CAP])
@@ -203,3 +208,6 @@ def test_the_first_fill_splits_slots_over_layers_and_heads(
             for e in [e for e in order if owner[e] < 0][:part]:
                 owner[e] = h
         assert m[pool, s.OWNER, first : first + EXPERTS].tolist() == owner
+        filled = policy.fill(setting)[pool]
+        inside = filled[(filled >= first) & (filled < first + EXPERTS)]
+        assert inside.tolist() == [first + e for e in range(EXPERTS) if owner[e] >= 0]

@@ -22,6 +22,7 @@ from rgpu.policies import (
     lfru,
     lru_k,
     next_use,
+    on_demand,
     size_aware_farthest,
 )
 from rgpu.policies.loop import (
@@ -242,3 +243,11 @@ def test_a_pass_begins_where_a_layer_does_not_come_after_the_last() -> None:
         least_stale.begin.py_func(m[0], None, keys, None, None)
         passes.append(int(m[0, REG, least_stale.NUMBER]))
     assert passes == [0, 0, 1, 2, 3, 3, 3]
+
+
+def test_what_on_demand_was_given_ahead_leaves_in_order_of_its_load() -> None:
+    m, f = full(4, on_demand.OnDemand.traits.rows)
+    for clock, key in enumerate((2, 0, 3, 1)):
+        m[REG, CLOCK] = clock + 5
+        on_demand.arrive.py_func(m, f, key)
+    assert m[on_demand.BORN, :4].tolist() == [6, 8, 5, 7]
