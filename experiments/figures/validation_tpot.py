@@ -52,5 +52,5 @@ def note(table: pd.DataFrame) -> str:
     return (
         f"{machine}Target {whole['verdict']}: median error {float(whole['value']):.1%} over {int(whole['count'])} "
         f"configurations, at most {float(whole['hi']):.1%} asked for; spread between repeats {spread:.1%}. "
-        "Horizontal lines: fastest to slowest repeat."
+        "Grey band: 10 %. Horizontal lines: fastest to slowest repeat."
     )
