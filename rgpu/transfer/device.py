@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from rgpu.errors import InputError
 from rgpu.memory.slot_pool import CopyState, SlotPool
 from rgpu.store.source import ExpertSource
 from rgpu.transfer.counts import AHEAD, DEMAND, Observer, Span, TransferCounts
-from rgpu.transfer.host import TransferError
+from rgpu.transfer.errors import check_alive
 from rgpu.transfer.streams import Streams
 from rgpu.types import ExpertKey
 
@@ -83,7 +82,7 @@ class DeviceTransfer:
 
     def submit(self, key: ExpertKey, pool: int, slot: int, ahead: bool = False) -> None:
         """Queues a copy of `key` into `slot` of `pool`; `ahead`: behind everything that is needed now."""
-        self._check()
+        check_alive(self._error, self._closed)
         copy = _Copy(key, pool, slot, self._pools[pool].begin(slot, key), ahead)
         before, self._last[pool, slot] = self._last.get((pool, slot)), copy
         if before is not None and before.begin is None:
@@ -109,7 +108,7 @@ class DeviceTransfer:
 
     def wait(self, pool: int, slot: int) -> None:
         """What is queued for computing from now on finds the slot's last copy complete."""
-        self._check()
+        check_alive(self._error, self._closed)
         copy = self._last.get((pool, slot))
         if copy is None:
             return
@@ -154,14 +153,6 @@ class DeviceTransfer:
         except BaseException as error:  # also an interrupt: what is queued on the device then cannot be told
             self._error = error
             raise
-
-    def _check(self) -> None:
-        if self._closed:
-            raise TransferError("transfer engine is closed")
-        if isinstance(self._error, InputError):
-            raise InputError(str(self._error)) from self._error
-        if self._error is not None:
-            raise TransferError(f"copy failed: {self._error!r}") from self._error
 
     def _queue_on_device(self, copy: _Copy) -> None:
         source, passing = self._host(copy.key)

@@ -7,18 +7,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from rgpu.errors import InputError, RgpuError
+from rgpu.errors import InputError
 from rgpu.memory.slot_pool import CopyState, SlotPool
 from rgpu.store.source import ExpertSource
 from rgpu.transfer.counts import AHEAD, DEMAND, Observer, Span, TransferCounts
+from rgpu.transfer.errors import TransferError, check_alive
 from rgpu.types import ExpertKey
 
 CHUNK_BYTES = 4 << 20
 _POLL_S = 0.5  # how often one who waits looks whether the threads live
-
-
-class TransferError(RgpuError):
-    """A copy failed; the cause is chained."""
 
 
 @dataclass(slots=True, eq=False)
@@ -97,7 +94,7 @@ class HostTransfer:
         """Queues a copy of `key` into `slot` of `pool`; `ahead`: behind everything that is needed now."""
         self._of_this_process()
         with self._lock:
-            self._check()
+            check_alive(self._error, self._closed)
             copy = _Copy(key, pool, slot, self._pools[pool].begin(slot, key), ahead, not ahead)
             # in this order an interrupt between two lines loses the copy, which `wait` notices, and nothing else
             (self._ahead if ahead else self._demand).append(copy)
@@ -131,7 +128,7 @@ class HostTransfer:
             begin_s = self._now()
             try:
                 while True:
-                    self._check()
+                    check_alive(self._error, self._closed)
                     if states.state(slot) is not CopyState.LOADING:
                         return
                     self._hurry(pool, slot)
@@ -160,14 +157,6 @@ class HostTransfer:
             self._counts.promoted += 1
             self._demand.appendleft(copy)  # its other entry does no harm
             self._work.notify()
-
-    def _check(self) -> None:
-        if isinstance(self._error, InputError):
-            raise InputError(str(self._error)) from self._error
-        if self._error is not None:
-            raise TransferError(f"copy failed: {self._error}") from self._error
-        if self._closed:
-            raise TransferError("transfer engine is closed")
 
     def _of_this_process(self) -> None:
         if os.getpid() != self._process:  # a fork has none of the threads, and perhaps a lock that nobody will release

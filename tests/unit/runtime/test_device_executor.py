@@ -19,7 +19,7 @@ from rgpu.runtime.session import OffloadSession
 from rgpu.store.tiers import open_source
 from rgpu.traces.moe_layers import moe_layers
 from rgpu.transfer.device import IN_FLIGHT, DeviceTransfer
-from rgpu.transfer.host import TransferError
+from rgpu.transfer.errors import TransferError
 from rgpu.types import ExpertKey
 from tests.late_streams import LateStreams
 from tests.live_models import build, generate, prompts

@@ -181,7 +181,7 @@ def test_failing_constructor_leaves_transformers_unpatched(cases: dict[str, Case
 
 
 def test_a_failing_copy_ends_the_generation(cases: dict[str, Case], cache: Path, monkeypatch: Any) -> None:
-    from rgpu.transfer.host import TransferError
+    from rgpu.transfer.errors import TransferError
 
     pool, case = PoolConfig("layer", 2), cases["qwen3_moe"]
     with OffloadSession.open(case.folder, lambda shape: Controller(Lru(), shape, pool), cache=cache) as session:

@@ -17,7 +17,8 @@ from rgpu.store.direct import DirectStore
 from rgpu.store.expert_store import ExpertStore
 from rgpu.store.source import ExpertSource
 from rgpu.store.tiers import KINDS, open_source
-from rgpu.transfer.host import HostTransfer, TransferError
+from rgpu.transfer.errors import TransferError
+from rgpu.transfer.host import HostTransfer
 from tests.unit.store.files import KEYS, SMALL, pattern, write_store
 
 FILES = ("disk", "direct", "tier")

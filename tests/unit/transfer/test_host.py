@@ -11,7 +11,8 @@ from rgpu.errors import ConsistencyError, InputError
 from rgpu.memory.slot_pool import CopyState, SlotPool
 from rgpu.transfer import host
 from rgpu.transfer.counts import Span
-from rgpu.transfer.host import HostTransfer, TransferError
+from rgpu.transfer.errors import TransferError
+from rgpu.transfer.host import HostTransfer
 from rgpu.types import ExpertKey
 from tests.unit.transfer.scheduled import LAYOUT, NBYTES, ScheduledSource, holds
 

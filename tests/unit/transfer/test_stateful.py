@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from rgpu.errors import ConsistencyError
 from rgpu.memory.slot_pool import CopyState, SlotPool
-from rgpu.transfer.host import HostTransfer, TransferError
+from rgpu.transfer.errors import TransferError
+from rgpu.transfer.host import HostTransfer
 from rgpu.types import ExpertKey
 from tests.unit.transfer.scheduled import LAYOUT, NBYTES, ScheduledSource, holds
 

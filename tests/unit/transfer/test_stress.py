@@ -6,7 +6,8 @@ import time
 import pytest
 
 from rgpu.memory.slot_pool import CopyState, SlotPool
-from rgpu.transfer.host import HostTransfer, TransferError
+from rgpu.transfer.errors import TransferError
+from rgpu.transfer.host import HostTransfer
 from rgpu.types import ExpertKey
 from tests.unit.transfer.scheduled import LAYOUT, NBYTES, ScheduledSource, holds
 
