@@ -50,7 +50,7 @@ def stored(cfg: DictConfig, architecture: Architecture) -> Stored:
         "quantize": quantize, "handler": cfg.pool.miss, "threads": cfg.threads,
     }  # fmt: skip
     if cfg.device == "cuda":
-        options["device"] = "cuda"
+        options |= {"device": "cuda", "graphs": bool(cfg.graphs)}
     if cfg.pool.miss == ZERO_COPY and not quantised:
         raise InputError(
             f"pool.miss: got zero_copy with experts in {cfg.dtype}; expected quantised ones, whose kernels read over the link; "

@@ -18,11 +18,8 @@ from rgpu.replay.timing.engine_profile import EngineProfile
 from rgpu.replay.timing.facts import PassFacts, pass_facts
 from rgpu.replay.timing.simulate import simulate
 
-ERROR, SPREADS, FEWEST = (
-    0.10,
-    2.0,
-    12,
-)  # the target: at most the larger of 10 % and twice the spread, over 12 configurations
+# the target: at most the larger of 10 % and twice the spread, over 12 configurations
+ERROR, SPREADS, FEWEST = 0.10, 2.0, 12
 MET, MISSED, TOO_FEW = "met", "missed", "too few configurations"
 MET_IN_NOISE = "met only within the spread between repeats"  # more than 10 %, at most twice the spread
 

@@ -4,9 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 
 from rgpu.errors import InputError
 from rgpu.experiments import live_verify
+from rgpu.experiments.live_store import stored
+from rgpu.kernels.compute_triton import on_gpu
+from rgpu.runtime.architecture import read_architecture
 from rgpu.runtime.fidelity import TOLERANCES
 from rgpu.runtime.loading import load_resident
 from tests.unit.runtime.generating import generate, with_tokenizer
@@ -113,3 +117,13 @@ def test_what_cannot_be_is_one_line_before_anything_is_stored(
     with pytest.raises(InputError, match=message) as raised:
         generate(wide, *overrides)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_what_a_gpu_is_asked_for(wide: Path, graphs: bool) -> None:
+    overrides = ["device=cuda", "store=ram", "quantize=bf16", "pool.miss=zero_copy", f"graphs={graphs}"]
+    with initialize_config_module("rgpu.conf", version_base="1.3"):
+        cfg = compose("generate", [f"model={wide}", *overrides])
+    options = stored(cfg, read_architecture(wide)).options
+    assert (options["device"], options["store"], options["handler"]) == ("cuda", "ram", "zero_copy")
+    assert options["graphs"] is graphs and options["kernel"] is on_gpu
