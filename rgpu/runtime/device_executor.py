@@ -42,10 +42,13 @@ class DeviceExecutor(PoolExecutor):
         rows_of_pass: Callable[[], PassInfo | None], hidden: bool, store: ExpertSource, handler: str, device: torch.device,
     ) -> None:  # fmt: skip
         if handler not in HANDLERS:
-            raise InputError(f"pool.miss: got {handler!r}; expected one of {', '.join(HANDLERS)} on a GPU")
-        if handler == ZERO_COPY and not store.in_place:
             raise InputError(
-                "pool.miss: got zero_copy; expected a store that holds every expert in memory; set store=ram"
+                f"pool.miss: got {handler!r}; expected one of {', '.join(HANDLERS)} on a GPU; set pool.miss=fetch"
+            )
+        if handler == ZERO_COPY and not (store.in_place and store.ram_bytes):
+            raise InputError(
+                "pool.miss: got zero_copy with a store that does not hold every expert in memory; expected one that does; "
+                "set pool.miss=fetch, or store=ram (under caps: give more memory.ram)"
             )
         self.device = device
         self.store: ExpertSource

@@ -119,8 +119,17 @@ def test_experts_that_no_memory_holds_pass_through_it(folder: Path, stores: Path
         again, values = generate(session.model, prompts(4))
         assert torch.equal(tokens, again)
         assert all(torch.equal(a, b) for a, b in zip(logits, values, strict=True))
-        with pytest.raises(InputError, match="zero_copy"):
+        with pytest.raises(InputError, match="got zero_copy with a store that does not hold .*; set pool.miss=fetch"):
             Late(session, lambda shape: Controller(Lru(), shape, pool), "zero_copy", 3, kind)
+
+
+def test_handlers_and_stores_that_a_gpu_cannot_have(folder: Path, stores: Path) -> None:
+    pool = PoolConfig("layer", 2)
+    with opened(folder, stores, Lru(), pool) as session:
+        with pytest.raises(InputError, match="got 'cpu'; expected one of fetch, zero_copy on a GPU; set"):
+            Late(session, lambda shape: Controller(Lru(), shape, pool), "cpu", 3)
+        with pytest.raises(InputError, match="got zero_copy with a store"):  # a mapped file is not page-locked
+            Late(session, lambda shape: Controller(Lru(), shape, pool), "zero_copy", 3, "disk")
 
 
 def test_copies_ahead_wait_on_the_host_and_can_be_dropped(folder: Path, stores: Path) -> None:
