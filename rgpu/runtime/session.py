@@ -159,6 +159,11 @@ class OffloadSession:
                 self.device,
             )  # fmt: skip
         else:
+            if streams is not None and handler != FETCH:
+                raise InputError(
+                    f"pool.miss: got {handler!r} with float experts on a GPU; expected fetch; quantise them, or set "
+                    "pool.miss=fetch"
+                )
             compute = event_compute(self.store, self.architecture, self._kernel, torch.get_num_threads())
             executor = PoolExecutor(
                 self.controller,

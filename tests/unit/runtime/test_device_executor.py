@@ -191,3 +191,24 @@ def test_a_read_that_fails_ends_all_copying(folder: Path, stores: Path, monkeypa
             late.transfer.wait(0, 0)
         assert not late.transfer.cancel(0, 0)
         late.transfer.close()
+
+
+def test_float_experts_over_a_device_s_copies(folder: Path, stores: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session whose slots are filled by the GPU's transfer gives the host's bits; misses can only be fetched there."""
+
+    def floats(**options: Any) -> OffloadSession:
+        return OffloadSession.open(
+            folder, lambda shape: Controller(Lru(), shape, PoolConfig("layer", 3), predictor=Wild(), planner=Wild()),
+            cache=stores, store="ram", record=False, **options,
+        )  # fmt: skip
+
+    with floats() as session:
+        tokens, logits = generate(session.model, prompts(4))
+    monkeypatch.setattr(OffloadSession, "_streams", lambda _: LateStreams(5))
+    with floats() as session:
+        again, values = generate(session.model, prompts(4))
+        assert session.transfer.counts().copies > 0
+    assert torch.equal(tokens, again)
+    assert all(torch.equal(a, b) for a, b in zip(logits, values, strict=True))
+    with pytest.raises(InputError, match="got 'cpu' with float experts on a GPU; expected fetch"):
+        floats(handler="cpu")
