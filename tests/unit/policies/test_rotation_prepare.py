@@ -38,7 +38,7 @@ def place_of(layer: int, pools: int) -> tuple[int, int]:
     return (layer, 0) if pools > 1 else (0, layer * EXPERTS)
 
 
-@pytest.mark.parametrize(("scope", "slots"), [("layer", 2), ("layer", 5), ("global", 8), ("global", 17)])
+@pytest.mark.parametrize(("scope", "slots"), [("layer", 2), ("layer", 5), ("global", 3), ("global", 8), ("global", 17)])
 @pytest.mark.parametrize("choice", [
     {}, {"step": None, "tau_return": 0.7, "return_depth": 3, "score_floor": 0.5, "cycle": 4, "heads": 1},
     {"adaptive_step": True, "transforms": "trajectory", "pooling": "decay", "window": 7, "ring_window": "centred"},
@@ -165,11 +165,13 @@ def test_router_rows_bring_their_biases(tmp_path: Path, heads: int, centre: bool
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_trajectory_signatures_are_mean_windows_of_what_was_routed(signatures: str, rotation: str, scope: str) -> None:
     policy = RotaryPaper(transforms=["trajectory"], window=4, signatures=signatures, rotation=rotation)
-    m, f, trace = prepared(policy, PoolConfig(scope=scope, slots=5 if scope == "layer" else 16))
+    trace = routed_trace(1, tokens=60, layers=LAYERS, sequences=2)
+    trace.expert_ids[[9, 40]] = trace.missing  # nothing is known of two tokens
+    m, f, _ = prepared(policy, PoolConfig(scope=scope, slots=5 if scope == "layer" else 16), trace)
     for layer in range(LAYERS):
         pool, first = place_of(layer, len(m))
         routed = routing_vectors(trace, layer, slice(None)).astype(float)
-        share = routed / routed.sum(1, keepdims=True)
+        share = routed / np.maximum(routed.sum(1, keepdims=True), 1e-9)
         windows = np.zeros_like(share)
         for a, b in zip(trace.seq_offsets[:-1], trace.seq_offsets[1:], strict=True):
             for t in range(a, b):
@@ -184,6 +186,36 @@ def test_trajectory_signatures_are_mean_windows_of_what_was_routed(signatures: s
         for e in range(EXPERTS):
             at = (first + e) % per * EXPERTS
             np.testing.assert_allclose(f[pool, base + (first + e) // per, at : at + EXPERTS], wanted[e], atol=1e-6)
+
+
+@pytest.mark.parametrize("rotation", ["identity", "random", "calibrated"])
+def test_sequences_of_one_token_have_no_trajectory_signatures(rotation: str) -> None:
+    policy = RotaryPaper(transforms=["trajectory"], rotation=rotation)
+    _, f, _ = prepared(policy, PoolConfig(slots=5), routed_trace(1, tokens=30, layers=LAYERS, sequences=30))
+    first = s.recalled_row(1) + s.BUFFER_LENGTH
+    assert not f[:, first : first + s.TRAJECTORY_ROWS].any() and f[:, first + s.TRAJECTORY_ROWS :].any()
+
+
+@pytest.mark.parametrize("choice", [{"centre": True}, {"heads": 2}, {"rotation": "calibrated"}], ids=str)
+def test_random_signatures_need_no_token(choice: dict[str, Any]) -> None:
+    trace = routed_trace(1, layers=LAYERS)
+    assert trace.hidden is not None
+    none = Trace(trace.header, trace.expert_ids[:0], np.zeros(1, np.int64), trace.positions[:0], trace.passes[:0],
+                 hidden=trace.hidden[:0])  # fmt: skip
+    policy = RotaryPaper(signatures="random", **choice)
+    m, f, _ = prepared(policy, PoolConfig(slots=5), none)
+    for layer in range(LAYERS):
+        rows = unit_rows(np.random.default_rng((SEED, layer, 1)).standard_normal((EXPERTS, WIDTH)))
+        first = int(m[layer, s.LIVE, s.SIGNATURE])
+        assert np.array_equal(f[layer, first : first + EXPERTS, :WIDTH], rows)
+        assert not f[layer, [s.CENTRE_X, s.CENTRE_Y]].any() and not f[layer, s.BIAS].any()
+
+
+def test_whom_nothing_is_routed_to_has_a_window_of_zeros() -> None:
+    x_NF, routed_NE = np.array([[1.0, 0], [3, 0], [2, 3]]), np.array([[1, 0, 1], [1, 0, 0], [0, 0, 1]]) > 0
+    with np.errstate(all="raise"):  # nothing is divided by none
+        found = mean_windows(x_NF, routed_NE)
+    np.testing.assert_allclose(found, [[0, -1], [0, 0], [-(0.5**0.5), 0.5**0.5]], atol=1e-12)
 
 
 @pytest.mark.parametrize("transforms", [["projection"], ["cyclic"], ["projection", "phase"]])
