@@ -63,6 +63,9 @@ def test_ridge_without_pairs_or_without_a_difference_predicts_the_mean() -> None
     wide, y = np.zeros((2, 10_000)), np.array([[1.0], [0.0]])
     wide[0, 0] = 1  # two rows explain themselves, so all but the least penalty looks worse
     np.testing.assert_allclose(ridge_map(wide, y, None)[0], ridge_map(wide, y, 1e-4)[0])
+    rng = np.random.default_rng(0)  # so do four, although of noise the mean foretells more
+    wide, y = np.pad(rng.standard_normal((4, 3)), ((0, 0), (0, 9_997))), rng.standard_normal((4, 1))
+    np.testing.assert_allclose(ridge_map(wide, y, None)[0], ridge_map(wide, y, 1e-4)[0])
     flat = ridge_map(np.ones((4, 5)), np.arange(12.0).reshape(4, 3), None)
     assert not flat[0].any() and flat[1].tolist() == [4.5, 5.5, 6.5]
 
