@@ -65,7 +65,7 @@ def _zeros(tree: ast.Module) -> set[str]:
 def _inside(function: ast.FunctionDef) -> Iterator[tuple[ast.expr | ast.stmt, range]]:
     """Nodes of a function's body, each with the lines of its statement (of its head, if others are inside).
 
-    The signature, decorators and docstring, and the texts of errors, are left alone.
+    The signature, annotations, decorators and docstring, and the texts of errors, are left alone.
     """
 
     def walk(node: ast.AST, lines: range) -> Iterator[tuple[ast.expr | ast.stmt, range]]:
@@ -78,7 +78,8 @@ def _inside(function: ast.FunctionDef) -> Iterator[tuple[ast.expr | ast.stmt, ra
         if isinstance(node, ast.expr | ast.stmt):
             yield node, lines
         for child in ast.iter_child_nodes(node):
-            yield from walk(child, lines)
+            if not (isinstance(node, ast.AnnAssign) and child is node.annotation):
+                yield from walk(child, lines)
 
     for statement in function.body:
         yield from walk(statement, range(0))

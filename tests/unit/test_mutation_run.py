@@ -48,3 +48,9 @@ def test_a_mutant_that_lives_is_a_failure_unless_it_is_known(
     for _ in range(2):  # the second time from the journal
         assert run.main([]) == code
         assert ("alive: policies/one.py" in capfd.readouterr().err) == (code == 1)
+
+
+def test_annotations_are_left_alone() -> None:
+    source = "def f(a):\n    b: int | None = a | 1\n    return b\n"
+    assert [m.change for m in mutants(source)] == ["BitOr -> BitAnd", "1 -> 2", "1 -> 0"]
+    assert all("b: int | None = " in m.source for m in mutants(source))
