@@ -22,6 +22,8 @@ from rgpu.policies.loop import (
     hook,
 )
 
+DRAWN_FROM, DRAWS = 128, 64  # slots from which a victim at random is not counted off; draws before it is after all
+
 # A hook that does not count references to the state (it must allocate nothing): where hooks call hooks that are too large
 # to be inlined, the atomic counts of array arguments cost as much as the decision.
 lean = njit(**{**OPTIONS, "_nrt": False})
@@ -56,8 +58,8 @@ def lowest(m, f, row):
 
 
 @hook
-def draw(m, n):
-    """Whole number in [0, n): a hash of (seed, pool, event, clock), so that live and replay draw the same.
+def draw(m, n, again=0):
+    """Whole number in [0, n): a hash of (seed, pool, event, clock, again), so that live and replay draw the same.
 
     32-bit multiply-xorshift steps (Wellons, "hash-prospector", 2018), masked so that plain Python gives the same bits.
     """
@@ -65,6 +67,7 @@ def draw(m, n):
     x = (
         x ^ ((int(m[REG, EVENT]) * 0xC2B2AE3D) & 0xFFFFFFFF) ^ ((int(m[REG, CLOCK]) * 0x27D4EB2F) & 0xFFFFFFFF)
     ) & 0xFFFFFFFF
+    x ^= (int(again) * 0x165667B1) & 0xFFFFFFFF
     for _ in range(2):
         x ^= x >> 16
         x = (x * 0x7FEB352D) & 0xFFFFFFFF
@@ -76,7 +79,13 @@ def draw(m, n):
 
 @hook
 def random_slot(m):
-    """An evictable slot, each equally likely."""
+    """An evictable slot, each equally likely. Of a large pool slots are drawn until one is: nearly always the first."""
+    if m[REG, CAP] >= DRAWN_FROM:
+        for again in range(1, DRAWS):
+            slot = draw(m, m[REG, CAP], again)
+            key = m[KEY_OF, slot]
+            if key >= 0 and m[PIN, key] != m[REG, WAVE]:
+                return slot
     left = draw(m, m[REG, USED] - m[REG, PINNED])
     slot = -1
     for c in range(m[REG, CAP]):

@@ -63,6 +63,29 @@ def test_searches_find_what_a_look_at_everything_finds(seed: int) -> None:
     assert chosen == {int(m[SLOT_OF, k]) for k in free}
 
 
+@pytest.mark.parametrize(("slots", "pinned"), [(hooks.DRAWN_FROM, 40), (200, 0), (200, 100), (200, 199)])
+def test_in_a_large_pool_every_slot_that_may_go_is_as_likely(slots: int, pinned: int) -> None:
+    state, _ = make_state(1, slots, [slots])
+    m, rng = state[0], np.random.default_rng(pinned)
+    m[KEY_OF, :slots] = rng.permutation(slots)
+    m[SLOT_OF, m[KEY_OF, :slots]] = np.arange(slots)
+    m[REG, [USED, hooks.PINNED, WAVE, hooks.SEED]] = slots, pinned, 4, 11
+    m[PIN, :slots] = np.where(np.arange(slots) < pinned, 4, 3)
+    free = np.flatnonzero(m[PIN, m[KEY_OF, :slots]] != 4)
+    drawn_ = np.zeros(slots, int)
+    for clock in range(40 * slots):
+        m[REG, CLOCK] = clock
+        drawn_[hooks.random_slot(m)] += 1
+    assert drawn_.sum() == drawn_[free].sum()
+    expected = 40 * slots / len(free)
+    assert ((drawn_[free] - expected) ** 2 / expected).sum() < len(free) + 5 * np.sqrt(2 * len(free))  # chi squared
+    last = m[REG, CLOCK]
+    m[REG, hooks.SEED] = 12
+    other = [int(hooks.random_slot(m)) for m[REG, CLOCK] in range(last - 20, last)]
+    m[REG, hooks.SEED] = 11
+    assert pinned == 199 or other != [int(hooks.random_slot(m)) for m[REG, CLOCK] in range(last - 20, last)]
+
+
 def test_searches_know_keys_that_are_never_used_and_pools_without_a_victim() -> None:
     m, f, _, free = drawn(1)
     m[OWN] = NEVER

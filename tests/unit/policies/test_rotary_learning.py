@@ -51,7 +51,9 @@ def test_the_unconstrained_fit_reaches_at_least_as_far() -> None:
 
 def test_a_fit_without_anything_to_fit_is_the_identity() -> None:
     signature, x, y = problem(6, 10)
-    assert (fit(signature, x[:0], y[:0], 10).rotated_EF == signature).all()
+    nothing = fit(signature, x[:0], y[:0], 10)
+    assert (nothing.rotated_EF == signature).all()
+    assert nothing.objective.tolist() == [0.0]
     assert (fit(signature, x, y, 0).rotated_EF == signature).all()
     assert (fit(np.zeros_like(signature), x, y, 10).rotated_EF == 0).all()
 

@@ -73,6 +73,26 @@ def test_bounds_of_the_controls_belong_to_them() -> None:
         assert (m[s.LIVE, s.CYCLE_NOW], m[s.LIVE, s.WINDOW]) == (wanted, 8)
 
 
+@pytest.mark.parametrize(("entropy", "step", "cycle"), [(0.75, 2, 1), (0.7500001, 2.5, 2)])
+def test_a_surge_is_more_than_its_bound_and_a_cycle_of_one_grows(entropy: float, step: float, cycle: int) -> None:
+    _, m, f = drawn(1)
+    f[s.NUMBERS], f[s.MORE], f[s.NOW] = 0, 0, 0
+    f[s.NUMBERS, [s.STEP, s.STEP_SURGE, s.ENTROPY_SURGE, s.HIT_RATE_HIGH, s.DISTANCE_HIGH, s.DISTANCE_LOW]] = (
+        2,
+        0.5,
+        1.5,
+        9,
+        9,
+        -1,
+    )
+    f[s.MORE, s.CYCLE_ENTROPY] = 0.25
+    f[s.NOW, [s.ENTROPY, s.USUAL_ENTROPY]] = entropy, 0.5
+    m[s.INTS, s.ADAPTIVE], m[s.LIVE, s.CYCLE] = s.STEP_BIT | s.CYCLE_BIT, 1
+    m[s.INTS, s.STORM], m[s.MISSES, 0] = 9, 0
+    adaptive.adapt.py_func(m, f, 0, np.ones(WIDTH))
+    assert (f[s.NOW, s.STEP_NOW], m[s.LIVE, s.CYCLE_NOW]) == (step, cycle)
+
+
 def test_steps_under_one_slot_are_saved_up() -> None:
     _, m, f = drawn(7)
     f[s.PARTIAL] = 0

@@ -28,6 +28,17 @@ def test_scores_are_products_and_biases_and_their_sum_is_the_projection(heads: i
     alone(old, f, block(s.PROJECTED, first))
 
 
+@pytest.mark.parametrize("experts", range(1, EXPERTS))
+def test_scores_are_of_as_many_experts_as_there_are(experts: int) -> None:
+    rng, m, f = drawn(1, 1)
+    m[s.INTS, s.EXPERTS] = experts
+    x, old = rng.standard_normal(WIDTH), f.copy()
+    projection.project.py_func(m, f, 0, x)
+    s_EF = old[m[s.LIVE, s.SIGNATURE] :][:experts]
+    np.testing.assert_allclose(f[s.SCORE, :experts], s_EF[:, :WIDTH] @ x + old[s.BIAS, :experts], rtol=1e-12)
+    alone(old, f, (s.SCORE, slice(0, experts)))
+
+
 @pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("case", ["some", "small", "nearly in line", "none missed", "no input", "in line"])
 def test_an_online_turn_is_a_rotation_in_the_plane_of_input_and_misses(heads: int, case: str) -> None:
@@ -35,6 +46,7 @@ def test_an_online_turn_is_a_rotation_in_the_plane_of_input_and_misses(heads: in
     f[s.MORE, s.RATE] = 0.3
     absent = np.flatnonzero(m[SLOT_OF, :KEYS] < 0)
     resident = np.flatnonzero(m[SLOT_OF, :KEYS] >= 0)
+    m[SLOT_OF, resident[0]] = 0  # the first slot is a slot like any other
     keys = resident[:2] if case == "none missed" else np.concatenate([absent[:2], resident[:1]])
     signatures = f[m[s.LIVE, s.SIGNATURE] :, :WIDTH]
     if case == "no input":
