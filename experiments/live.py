@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from rgpu.errors import InputError
 from rgpu.experiments.built import built
+from rgpu.experiments.injected import with_kernel
 from rgpu.experiments.inputs import make_policy
 from rgpu.policies.policy import Policy
 from rgpu.predictors.base import load_predictor
@@ -63,6 +64,7 @@ def set_up(cfg: DictConfig) -> Setup:
         fitted.fit(calibration if learns else None)
     if saved is not None:
         fitted = load_predictor(saved)
+    with_kernel(fitted)
     feature = policy.traits.feature
     if feature and calibration is not None:
         feature = available(feature, calibration, policy.name)

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from rgpu.errors import InputError
 from rgpu.experiments.built import built
 from rgpu.experiments.command import command
+from rgpu.experiments.injected import with_kernel
 from rgpu.replay.prediction import evaluate, over_layers
 from rgpu.traces.split import Split, split
 from rgpu.traces.storage import load_trace
@@ -25,7 +26,7 @@ def train(
             "record more prompts"
         )
     checkpoint = Path(f"{out}.training.safetensors")  # left by a killed run, which the next one continues
-    saved = predictor.fit(trace, parts, checkpoint).save(out)
+    saved = with_kernel(predictor).fit(trace, parts, checkpoint).save(out)
     checkpoint.unlink(missing_ok=True)
     return saved, evaluate(predictor, trace.select(parts.scored), horizons=horizons)
 

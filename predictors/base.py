@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +24,7 @@ from rgpu.traces.trace import DECODE, PADDING, Trace
 from rgpu.types import MoEShape, RoutingEvent
 
 FORMAT = "rgpu-predictor-1"
+FIRST = np.zeros(1, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +118,16 @@ class BasePredictor:
             raise InputError(f"predictor {self.name}: got predict() before any event; call observe(event) first")
         layers, ahead = self.targets(self._layer)
         probs_NHE = self._score(self._layer)
+        if len(probs_NHE) == 1:
+            return Forecast(
+                layers, ahead, np.array(probs_NHE[0], np.float32)
+            )  # a copy: what it comes from may be state
         total_HE = np.add.reduce(probs_NHE, axis=0, dtype=np.float32)
         return Forecast(layers, ahead, total_HE / np.float32(max(1, len(probs_NHE))))
 
     def targets(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        """`layers` and `tokens_ahead` int64 [H] of a forecast made at `layer`."""
-        later = range(layer + 1, min(layer + 1 + self.horizon, self.schema_.layers))
-        return np.array([*later, layer], np.int64), np.array([0] * len(later) + [1], np.int64)
+        """`layers` and `tokens_ahead` int64 [H] of a forecast made at `layer`; not to be written to."""
+        return _targets(layer, self.horizon, self.schema_.layers)
 
     def _score(self, layer: int) -> np.ndarray:
         """float32 [N, H, E] for the speaking rows of the last event."""
@@ -237,6 +242,15 @@ def load_predictor(
     return target.load(path, expect)
 
 
+@lru_cache(maxsize=4096)
+def _targets(layer: int, horizon: int, layers: int) -> tuple[np.ndarray, np.ndarray]:
+    later = range(layer + 1, min(layer + 1 + horizon, layers))
+    found = np.array([*later, layer], np.int64), np.array([0] * len(later) + [1], np.int64)
+    for array in found:
+        array.flags.writeable = False  # every forecast made at this layer holds it
+    return found
+
+
 def speaking_rows(phase_T: np.ndarray | None, rows: int) -> np.ndarray:
     """Indices of the rows a forecast is made from: every decode row; without one, the last row that is not padding.
 
@@ -245,6 +259,8 @@ def speaking_rows(phase_T: np.ndarray | None, rows: int) -> np.ndarray:
     """
     if phase_T is None:
         return np.arange(rows)[-1:]
+    if rows == 1:
+        return FIRST if phase_T[0] != PADDING else FIRST[:0]
     decode = np.flatnonzero(phase_T == DECODE)
     return decode if len(decode) else np.flatnonzero(phase_T != PADDING)[-1:]
 

@@ -3,20 +3,79 @@
 Legend: N rows, D hidden size, L MoE layers, H rows of a forecast, E experts, K top-k, M = H * E outputs.
 """
 
+from typing import Self
+
 import numpy as np
 
+from rgpu.contracts import LinearForecast
 from rgpu.errors import InputError
 from rgpu.predictors.base import BasePredictor, speaking_rows
 from rgpu.traces.trace import Trace
 from rgpu.types import RoutingEvent
 
+ONE, HAIR = np.float32(1), np.float32(2**-12)
 BLOCK = 256  # rows of one block in `fixed_matmul`: a block's accumulator stays in cache
 
 
+def fixed_matmul(x_ND: np.ndarray, w_DM: np.ndarray) -> np.ndarray:
+    """float32 [N, M] `x @ w`, each output summed over d = 0, 1, ... in float32.
+
+    BLAS chooses its order of summation by shape, thread count and processor; here one row alone and the same row in a
+    batch give the same bits, on any machine, which is what lets a replay repeat a live run.
+    """
+    x_ND = np.asarray(x_ND, np.float32)
+    rows, outputs = len(x_ND), w_DM.shape[1]
+    if rows == 1 and outputs > 1:  # with one output numpy would sum in pairs
+        return np.add.reduce(x_ND[0][:, None] * w_DM, axis=0)[None]
+    y_NM = np.empty((rows, outputs), np.float32)
+    for start in range(0, rows, BLOCK):
+        x_DN = np.ascontiguousarray(x_ND[start : start + BLOCK].T)
+        y_MN = np.zeros((outputs, x_DN.shape[1]), np.float32)
+        product_MN = np.empty_like(y_MN)
+        for x_N, w_M in zip(x_DN, w_DM, strict=True):
+            np.multiply(w_M[:, None], x_N, out=product_MN)
+            y_MN += product_MN
+        y_NM[start : start + BLOCK] = y_MN.T
+    return y_NM
+
+
+def linear_reference(x_ND: np.ndarray, weight_DM: np.ndarray, bias_M: np.ndarray) -> np.ndarray:
+    """`LinearForecast` in numpy."""
+    logits_NM: np.ndarray = fixed_matmul(x_ND, weight_DM)
+    logits_NM += bias_M
+    return logits_NM
+
+
+def top_k_share(logits_NHE: np.ndarray, top_k: int) -> np.ndarray:
+    """`top_k` times the softmax, at most 1: the chance of being among the top-k if shares of weight were chances.
+
+    Above 1 the order of the shares is kept by staying a hair below 1 (at most 2**-12).
+    """
+    share_NHE = logits_NHE - np.maximum.reduce(
+        logits_NHE, axis=-1, keepdims=True
+    )  # in place from here on: a forecast is
+    np.exp(share_NHE, out=share_NHE)  # small, so what it costs is the number of calls and of arrays
+    share_NHE /= np.add.reduce(share_NHE, axis=-1, keepdims=True)
+    ceiling_NHE = ONE - share_NHE
+    ceiling_NHE *= HAIR
+    np.subtract(ONE, ceiling_NHE, out=ceiling_NHE)
+    share_NHE *= np.float32(top_k)
+    return np.minimum(share_NHE, ceiling_NHE, out=share_NHE)
+
+
 class HiddenPredictor(BasePredictor):
-    """Subclasses give `_map(layer) -> (weight_DM, bias_M)` and `_activate(logits_NHE) -> probs_NHE`."""
+    """Subclasses give `_map(layer) -> (weight_DM, bias_M)` and `_activate(logits_NHE) -> probs_NHE`.
+
+    The map is applied by `forward`, numpy unless `use` put a compiled one in its place: the same bits, several times as fast.
+    """
 
     needs = ("hidden",)
+    forward: LinearForecast = staticmethod(linear_reference)
+
+    def use(self, forward: LinearForecast) -> Self:
+        """Apply the map by another implementation of the contract; forecasts do not change. Not saved, kept by `fit`."""
+        self.forward = forward
+        return self
 
     def reset(self) -> None:
         super().reset()
@@ -44,50 +103,19 @@ class HiddenPredictor(BasePredictor):
     def _score_hidden(self, layer: int, hidden_ND: np.ndarray) -> np.ndarray:
         """float32 [N, H, E]. Row n depends on row n of the input alone, bit for bit."""
         weight_DM, bias_M = self._cached_map(layer)
-        logits_NM = fixed_matmul(hidden_ND, weight_DM) + bias_M
+        logits_NM = self.forward(hidden_ND, weight_DM, bias_M)
         return self._activate(logits_NM.reshape(len(logits_NM), -1, self.schema_.experts))
 
     def _cached_map(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        if layer not in self._maps:
+        found = self._maps.get(layer)
+        if found is None:
             weight_DM, bias_M = self._map(layer)
-            self._maps[layer] = np.ascontiguousarray(weight_DM, np.float32), np.ascontiguousarray(bias_M, np.float32)
-        return self._maps[layer]
+            found = np.ascontiguousarray(weight_DM, np.float32), np.ascontiguousarray(bias_M, np.float32)
+            self._maps[layer] = found
+        return found
 
     def _map(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         raise NotImplementedError
 
     def _activate(self, logits_NHE: np.ndarray) -> np.ndarray:
         raise NotImplementedError
-
-
-def fixed_matmul(x_ND: np.ndarray, w_DM: np.ndarray) -> np.ndarray:
-    """float32 [N, M] `x @ w`, each output summed over d = 0, 1, ... in float32.
-
-    BLAS chooses its order of summation by shape, thread count and processor; here one row alone and the same row in a
-    batch give the same bits, on any machine, which is what lets a replay repeat a live run.
-    """
-    x_ND = np.asarray(x_ND, np.float32)
-    rows, outputs = len(x_ND), w_DM.shape[1]
-    if rows == 1 and outputs > 1:  # with one output numpy would sum in pairs
-        return np.add.reduce(x_ND[0][:, None] * w_DM, axis=0)[None]
-    y_NM = np.empty((rows, outputs), np.float32)
-    for start in range(0, rows, BLOCK):
-        x_DN = np.ascontiguousarray(x_ND[start : start + BLOCK].T)
-        y_MN = np.zeros((outputs, x_DN.shape[1]), np.float32)
-        product_MN = np.empty_like(y_MN)
-        for x_N, w_M in zip(x_DN, w_DM, strict=True):
-            np.multiply(w_M[:, None], x_N, out=product_MN)
-            y_MN += product_MN
-        y_NM[start : start + BLOCK] = y_MN.T
-    return y_NM
-
-
-def top_k_share(logits_NHE: np.ndarray, top_k: int) -> np.ndarray:
-    """`top_k` times the softmax, at most 1: the chance of being among the top-k if shares of weight were chances.
-
-    Above 1 the order of the shares is kept by staying a hair below 1 (at most 2**-12).
-    """
-    exp_NHE = np.exp(logits_NHE - logits_NHE.max(-1, keepdims=True))
-    share_NHE = exp_NHE / exp_NHE.sum(-1, keepdims=True)
-    ceiling_NHE = np.float32(1) - np.float32(2**-12) * (np.float32(1) - share_NHE)
-    return np.minimum(share_NHE * np.float32(top_k), ceiling_NHE)

@@ -11,10 +11,11 @@ import numpy as np
 
 from rgpu.errors import InputError
 from rgpu.predictors.gate_lookahead import routers_of
-from rgpu.predictors.hidden import HiddenPredictor
+from rgpu.predictors.hidden import ONE, HiddenPredictor
 from rgpu.predictors.linear_training import Settings, train
 from rgpu.traces.trace import Trace
 
+HALF, FAR = np.float32(0.5), np.float32(80)
 TIE = np.float32(2**-10)  # share of the slowly saturating term that keeps near-certain experts in order
 
 
@@ -67,9 +68,21 @@ class Linear(HiddenPredictor):
         top_k, experts = self.schema_.top_k, self.schema_.experts
         if top_k >= experts:
             return np.ones_like(logits_NHE)
-        ranked_NHE = np.sort(logits_NHE, -1)
-        threshold = (ranked_NHE[..., experts - top_k] + ranked_NHE[..., experts - top_k - 1]) * np.float32(0.5)
-        x_NHE = logits_NHE - threshold[..., None]
-        chance = np.float32(1) / (np.float32(1) + np.exp(np.minimum(-x_NHE, np.float32(80))))
-        order = np.float32(0.5) + np.float32(0.5) * x_NHE / (np.float32(1) + np.abs(x_NHE))
-        return (np.float32(1) - TIE) * chance + TIE * order
+        ranked_NHE = logits_NHE.copy()
+        ranked_NHE.sort(-1)
+        threshold = ranked_NHE[..., experts - top_k, None] + ranked_NHE[..., experts - top_k - 1, None]
+        x_NHE = logits_NHE - threshold * HALF
+        chance_NHE = np.negative(x_NHE)  # 1 / (1 + exp(-x)), in place as in `top_k_share`
+        np.minimum(chance_NHE, FAR, out=chance_NHE)
+        np.exp(chance_NHE, out=chance_NHE)
+        chance_NHE += ONE
+        np.divide(ONE, chance_NHE, out=chance_NHE)
+        chance_NHE *= ONE - TIE
+        order_NHE = np.abs(x_NHE)  # 0.5 + 0.5 * x / (1 + |x|)
+        order_NHE += ONE
+        x_NHE *= HALF
+        x_NHE /= order_NHE
+        x_NHE += HALF
+        x_NHE *= TIE
+        chance_NHE += x_NHE
+        return chance_NHE

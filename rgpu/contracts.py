@@ -33,6 +33,17 @@ class Predictor(Protocol):
     def predict(self) -> Forecast: ...
 
 
+class LinearForecast(Protocol):
+    """The linear map behind predictors of linear form: (`x_ND`, `weight_DM`, `bias_M`) -> float32 [N, M], `x @ weight + bias`.
+
+    `x_ND` is rounded to float32, the others are contiguous float32. Each output is summed in float32 from 0 over
+    d = 0, 1, ..., every product rounded before it is added, the bias last: implementations agree bit for bit, so that a
+    forecast does not depend on which of them made it, nor a row on its company.
+    """
+
+    def __call__(self, x_ND: np.ndarray, weight_DM: np.ndarray, bias_M: np.ndarray, /) -> np.ndarray: ...
+
+
 class Planner(Protocol):
     """Turns a forecast into ordered loads. `resident_LE` bool: what is (logically) resident now."""
 

@@ -38,7 +38,7 @@ TABLE: dict[tuple[str, ...], Row] = {  # the longest matching prefix decides
     HEAVY: Row((*BASE, *LIGHT, *HEAVY), ARRAYS | {"torch"}, never=("rgpu.traces.recorder",)),
     RUNTIME: Row((*BASE, *LIGHT, *HEAVY, *RUNTIME), ARRAYS | {"torch", "transformers"}),
     ("rgpu.kernels",): Row(
-        ("rgpu.types", "rgpu.errors", "rgpu.quant", "rgpu.kernels"), {"torch", "triton", "llvmlite"}
+        ("rgpu.types", "rgpu.errors", "rgpu.quant", "rgpu.kernels"), {"numpy", "numba", "torch", "triton", "llvmlite"}
     ),
     ("rgpu.predictors",): Row(
         (*BASE, "rgpu.traces", "rgpu.predictors"),

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from rgpu.errors import InputError
+from rgpu.experiments.injected import with_kernel
 from rgpu.planning.top_k import TopK
 from rgpu.predictors.base import load_predictor
+from rgpu.predictors.hidden import HiddenPredictor
 from rgpu.replay.prediction import evaluate, speaking_passes
 from rgpu.replay.stream import routing_events
 from rgpu.traces.split import split
@@ -84,6 +86,20 @@ def test_trace_at_once_is_bit_for_bit_event_by_event(name: str, tmp_path: Path, 
     first = np.r_[True, sequence[1:] != sequence[:-1]]
     for layer in range(LAYERS):
         assert np.array_equal(predictor.predict_trace(trace, layer, rows, first), np.stack(by_event[layer]))
+
+
+def test_a_kernel_changes_no_bit(name: str, tmp_path: Path, trace: Trace) -> None:
+    plain, given = (make(name, tmp_path).fit(trace) for _ in range(2))
+    assert with_kernel(given) is given
+    if isinstance(given, HiddenPredictor):
+        assert given.forward is not plain.forward and given.params() == plain.params()
+    part = trace.select(np.array([0, 1]))
+    for a, b in zip(forecasts(plain, part), forecasts(given, part), strict=True):
+        assert np.array_equal(a.view(np.int32), b.view(np.int32))
+    rows, sequence = speaking_passes(part)
+    first = np.r_[True, sequence[1:] != sequence[:-1]]
+    a, b = (p.predict_trace(part, 0, rows, first) for p in (plain, given))
+    assert np.array_equal(a.view(np.int32), b.view(np.int32))
 
 
 def test_saved_predictor_forecasts_the_same(name: str, tmp_path: Path, trace: Trace) -> None:

@@ -82,3 +82,19 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_atomic(path, {"a": object()})  # type: ignore[dict-item]
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
     assert path.read_text() == "old"
+
+
+def test_forecasts_share_nothing_that_can_be_written_to() -> None:
+
+    from rgpu.replay.stream import routing_events
+
+    trace = learnable_trace()
+    predictor = Popularity().fit(trace)
+    predictor.observe(next(routing_events(trace)))
+    first = predictor.predict()
+    with pytest.raises(ValueError, match="read-only"):
+        first.layers[0] = 3
+    first.probs_HE[:] = 0
+    assert predictor.predict().probs_HE.any()
+    predictor.horizon = 1
+    assert len(predictor.predict().layers) == 2

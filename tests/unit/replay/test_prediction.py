@@ -198,3 +198,17 @@ def test_train_command_function(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="two documents or more"):
         train(PreviousToken(), alone, split(alone), tmp_path / "q")
     assert not list(tmp_path.glob("q*"))
+
+
+def test_training_gives_the_predictor_its_kernel(tmp_path: Path) -> None:
+    from rgpu.experiments.train import train
+    from rgpu.kernels.linear_forecast import linear_forecast
+    from rgpu.predictors.linear import Linear
+    from rgpu.traces.split import split
+
+    trace, predictor = learnable_trace(), Linear(epochs=1)
+    plain = Linear(epochs=1).fit(trace, split(trace))
+    train(predictor, trace, split(trace), tmp_path / "p")
+    assert predictor.forward is linear_forecast and plain.forward is not linear_forecast
+    rows, first = np.arange(4), np.zeros(4, bool)
+    assert np.array_equal(predictor.predict_trace(trace, 1, rows, first), plain.predict_trace(trace, 1, rows, first))

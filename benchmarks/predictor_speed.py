@@ -1,0 +1,111 @@
+"""How long one forecast takes: microseconds for one decode event, on one core of this machine.
+
+    python benchmarks/predictor_speed.py [--rounds 40] [--dry]
+
+Appends dated rows to benchmarks/results/predictor_speed.jsonl. A sample is one event: `observe` and `predict` together, and
+`predict` alone, in wall time; events of all layers follow one another, as in a model, so that a layer's map has left the
+first-level caches when its turn comes again. A whole round is not counted. Maps are drawn at random, which costs what
+trained ones do. Forecasts have a row for each of `horizon` layers, as many as are left, and the next token's.
+
+Shapes: 24 layers of 64 experts at hidden size 256, top-8; and that of assets/reference. Providers: `numpy`, the
+predictors' own, and `kernel`, the compiled map that live runs and `rgpu train` inject (the same bits).
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rgpu.kernels.linear_forecast import linear_forecast
+from rgpu.predictors.base import Schema
+from rgpu.predictors.gate_lookahead import GateLookahead
+from rgpu.predictors.hidden import HiddenPredictor
+from rgpu.predictors.linear import Linear
+from rgpu.results.provenance import stamp
+from rgpu.traces.trace import DECODE
+from rgpu.types import RoutingEvent
+
+RESULTS = Path(__file__).parent / "results" / "predictor_speed.jsonl"
+HORIZONS = (1, 4)
+
+
+def shapes() -> dict[str, tuple[int, int, int, int]]:
+    """(layers, experts, top-k, hidden) by name."""
+    own = GateLookahead().fit().schema_
+    return {"24x64x256": (24, 64, 8, 256), "reference": (own.layers, own.experts, own.top_k, own.hidden)}
+
+
+def fitted(kind: type[HiddenPredictor], horizon: int, shape: tuple[int, int, int, int]) -> HiddenPredictor:
+    """A predictor of `shape` with random maps."""
+    layers, experts, top_k, hidden = shape
+    rng = np.random.default_rng(0)
+    predictor = kind(horizon=horizon)
+    predictor.schema_ = Schema("random", "", layers, experts, top_k, hidden)
+    sizes = (
+        {"weight_LHDE": (layers, horizon + 1, hidden, experts), "bias_LHE": (layers, horizon + 1, experts)}
+        if kind is Linear
+        else {"router_LED": (layers, experts, hidden), "bias_LE": (layers, experts)}
+    )
+    predictor.tensors_ = {name: rng.normal(size=size).astype(np.float32) for name, size in sizes.items()}
+    predictor.reset()
+    return predictor
+
+
+def samples(predictor: HiddenPredictor, rounds: int) -> dict[str, np.ndarray]:
+    """Microseconds of every event whose forecast has all its rows."""
+    own, rng = predictor.schema_, np.random.default_rng(1)
+    ids_TK, phase_T = np.arange(own.top_k, dtype=np.int16)[None], np.full(1, DECODE, np.uint8)
+    events = [
+        RoutingEvent(layer, 0, ids_TK, None, rng.normal(size=(1, own.hidden)).astype(np.float32), None, phase_T)
+        for layer in range(own.layers)
+    ]
+    full = max(1, own.layers - predictor.horizon)
+    both, alone = [], []
+    for number in range(rounds + 1):
+        for event in events:
+            began = time.perf_counter_ns()
+            predictor.observe(event)
+            observed = time.perf_counter_ns()
+            predictor.predict()
+            ended = time.perf_counter_ns()
+            if number and event.layer < full:
+                both.append(ended - began)
+                alone.append(ended - observed)
+    return {"observe_and_predict": np.array(both) / 1e3, "predict": np.array(alone) / 1e3}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--dry", action="store_true", help="print, write nothing")
+    arguments = parser.parse_args()
+    facts = stamp({"benchmark": "predictor_speed", "rounds": arguments.rounds})
+    rows: list[dict[str, Any]] = []
+    for shape, numbers in shapes().items():
+        for kind in (Linear, GateLookahead):
+            for horizon in HORIZONS:
+                for provider in ("numpy", "kernel"):
+                    predictor = fitted(kind, horizon, numbers)
+                    if provider == "kernel":
+                        predictor.use(linear_forecast)
+                    for metric, found in samples(predictor, arguments.rounds).items():
+                        p20, p50, p80 = (float(v) for v in np.percentile(found, [20, 50, 80]))
+                        print(f"{shape:10s} {kind.name:15s} horizon {horizon} {provider:7s} {metric:20s} {p50:7.2f} us "
+                              f"[{p20:.2f}, {p80:.2f}]", flush=True)  # fmt: skip
+                        layers, experts, top_k, hidden = numbers
+                        rows.append({
+                            "benchmark": "predictor_speed", "metric": metric, "unit": "us", "predictor": kind.name,
+                            "provider": provider, "horizon": horizon, "shape": shape, "layers": layers, "experts": experts,
+                            "top_k": top_k, "hidden": hidden, "p20": p20, "p50": p50, "p80": p80, "n": len(found),
+                        })  # fmt: skip
+    if not arguments.dry:
+        with RESULTS.open("a") as out:
+            for row in rows:
+                out.write(json.dumps(row | facts) + "\n")
+
+
+if __name__ == "__main__":
+    main()
