@@ -1,15 +1,17 @@
-"""Train a predictor on part of a trace's sequences and score it on the others."""
+"""Train a predictor on part of a trace's sequences and score it on the others, or on another trace."""
 
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
 
 from rgpu.errors import InputError
 from rgpu.experiments.built import built
 from rgpu.experiments.command import command
 from rgpu.experiments.injected import with_kernel
+from rgpu.experiments.learning_curve import write_curve
 from rgpu.replay.prediction import evaluate, over_layers
 from rgpu.traces.split import Split, split
 from rgpu.traces.storage import load_trace
@@ -17,38 +19,76 @@ from rgpu.traces.trace import Trace
 
 
 def train(
-    predictor: Any, trace: Trace, parts: Split, out: Path, horizons: int = 4
+    predictor: Any, trace: Trace, parts: Split, out: Path, horizons: int = 4, scored: Trace | None = None
 ) -> tuple[Path, list[dict[str, Any]]]:
-    """Fit on the calibration sequences, save at `out`, score the others: (file of tensors, rows of `evaluate`)."""
+    """Fit on the calibration sequences, save at `out` with its learning curve, score the others or all of `scored`:
+    (file of tensors, rows of `evaluate`)."""
     if not len(parts.calibration) or not len(parts.scored):
         raise InputError(
             f"cannot train: got {trace.sequences} sequences of one document; expected two documents or more; "
             "record more prompts"
         )
     checkpoint = Path(f"{out}.training.safetensors")  # left by a killed run, which the next one continues
-    saved = with_kernel(predictor).fit(trace, parts, checkpoint).save(out)
+    saved: Path = with_kernel(predictor).fit(trace, parts, checkpoint).save(out)
+    write_curve(list(getattr(predictor, "curve_", [])), predictor.name, Path(out))
     checkpoint.unlink(missing_ok=True)
-    return saved, evaluate(predictor, trace.select(parts.scored), horizons=horizons)
+    held = trace.select(parts.scored) if scored is None else scored
+    return saved, evaluate(predictor, held, horizons=horizons)
+
+
+def unseen(trace: Trace, parts: Split, other: Trace, path: str) -> Trace:
+    """Sequences of `other` whose documents calibrate nothing in `trace`; `InputError` where none is left."""
+    seen = {_document(trace, s) for s in parts.calibration} - {""}
+    kept = [s for s in range(other.sequences) if _document(other, s) not in seen]
+    if not kept:
+        raise InputError(
+            f"cannot score on {path}: got only documents that were trained on; expected others; "
+            "record other prompts or change split.seed"
+        )
+    return other.select(np.array(kept, np.int64))
+
+
+def regime(trace: Trace) -> str:
+    """Whether the model wrote the text of a trace or read it."""
+    return "on-policy" if trace.header.on_policy else "teacher-forced"
 
 
 @command("train")
 def run(cfg: DictConfig) -> dict[str, Any]:
     begin = perf_counter()
     predictor = built(cfg.predictor, "predictor")
-    trace = load_trace(cfg.trace.path, hidden="hidden" in getattr(predictor, "needs", ("hidden",)))
+    hidden = "hidden" in getattr(predictor, "needs", ("hidden",))
+    trace = load_trace(cfg.trace.path, hidden=hidden, stream=True)
     parts = split(trace, cfg.split.calibration, cfg.split.seed)
+    other = None
+    if cfg.score.path:
+        other = unseen(trace, parts, load_trace(cfg.score.path, hidden=hidden, stream=True), str(cfg.score.path))
     out = Path(cfg.out or f"outputs/predictors/{predictor.name}")
-    saved, rows = train(predictor, trace, parts, out, predictor.horizon)
+    saved, rows = train(predictor, trace, parts, out, predictor.horizon, other)
+    return summary(rows, trace.header.top_k) | {
+        "predictor": predictor.name,
+        "calibration_sequences": len(parts.calibration),
+        "scored_sequences": len(parts.scored) if other is None else other.sequences,
+        "split_digest": parts.digest,
+        "trace": str(cfg.trace.path),
+        "trained_on": regime(trace),
+        "scored_on": regime(other or trace),
+        "path": str(saved),
+        "epochs": max((row["epoch"] for row in getattr(predictor, "curve_", [])), default=0),
+        "seconds": round(perf_counter() - begin, 2),
+    }
+
+
+def summary(rows: list[dict[str, Any]], top_k: int) -> dict[str, Any]:
+    """The figures of a run from the rows of `evaluate`."""
     pooled = over_layers(rows)
-    top_k = trace.header.top_k
     best = [r for r in pooled if r["width"] == top_k or r["metric"] == "top1"]
     ahead = {(r["metric"], r["horizon"]): r["value"] for r in best}
-    layers = [r for r in rows if r["metric"] == "recall" and r["width"] == top_k]
     by_layer: dict[str, dict[int, float]] = {}
-    for row in layers:
-        by_layer.setdefault(_name(row["horizon"]), {})[row["layer"]] = round(row["value"], 4)
+    for row in rows:
+        if row["metric"] == "recall" and row["width"] == top_k:
+            by_layer.setdefault(_name(row["horizon"]), {})[row["layer"]] = round(row["value"], 4)
     return {
-        "predictor": predictor.name,
         "recall_at_k": ahead.get(("recall", 1)),
         "k": top_k,
         "exact_at_k": ahead.get(("exact", 1)),
@@ -58,13 +98,12 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "recall_by_horizon": {_name(h): v for (m, h), v in sorted(ahead.items()) if m == "recall"},
         "recall_by_width": {r["width"]: r["value"] for r in pooled if r["metric"] == "recall" and r["horizon"] == 1},
         "recall_by_layer": by_layer,
-        "calibration_sequences": len(parts.calibration),
-        "scored_sequences": len(parts.scored),
-        "split_digest": parts.digest,
-        "trace": str(cfg.trace.path),
-        "path": str(saved),
-        "seconds": round(perf_counter() - begin, 2),
     }
+
+
+def _document(trace: Trace, sequence: int) -> str:
+    metas = trace.header.sequences
+    return str(metas[sequence].get("document", "")) if metas else ""
 
 
 def _name(horizon: int) -> str:

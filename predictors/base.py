@@ -29,7 +29,10 @@ FIRST = np.zeros(1, np.int64)
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """What a fitted predictor was fitted on, hence what it may be used on. `hidden` 0: hidden states are not read."""
+    """What a fitted predictor was fitted on, hence what it may be used on. `hidden` 0: hidden states are not read.
+
+    `on_policy`: whether the model wrote the text it was fitted on, or read it (teacher-forced); None: no text.
+    """
 
     model: str
     revision: str
@@ -39,6 +42,7 @@ class Schema:
     hidden: int = 0
     trace_checksum: str = ""
     split_digest: str = ""
+    on_policy: bool | None = None
 
 
 class BasePredictor:
@@ -81,6 +85,7 @@ class BasePredictor:
             hidden=shape.hidden if "hidden" in self.needs else 0,
             trace_checksum=header.checksum or trace.checksum(),
             split_digest="" if split is None else split.digest,
+            on_policy=header.on_policy,
         )
         self.tensors_: dict[str, np.ndarray] = self._fit(part, checkpoint)
         self.reset()

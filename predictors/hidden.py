@@ -13,7 +13,8 @@ from rgpu.predictors.base import BasePredictor, speaking_rows
 from rgpu.traces.trace import Trace
 from rgpu.types import RoutingEvent
 
-ONE, HAIR = np.float32(1), np.float32(2**-12)
+ONE, HALF, FAR, HAIR = np.float32(1), np.float32(0.5), np.float32(80), np.float32(2**-12)
+TIE = np.float32(2**-10)  # share of the slowly saturating term that keeps near-certain experts in order
 BLOCK = 256  # rows of one block in `fixed_matmul`: a block's accumulator stays in cache
 
 
@@ -61,6 +62,31 @@ def top_k_share(logits_NHE: np.ndarray, top_k: int) -> np.ndarray:
     np.subtract(ONE, ceiling_NHE, out=ceiling_NHE)
     share_NHE *= np.float32(top_k)
     return np.minimum(share_NHE, ceiling_NHE, out=share_NHE)
+
+
+def threshold_chances(logits_NHE: np.ndarray, top_k: int) -> np.ndarray:
+    """Sigmoid of the logit less the row's threshold, midway between K-th and (K+1)-th: rows sum to about K."""
+    experts = logits_NHE.shape[-1]
+    if top_k >= experts:
+        return np.ones_like(logits_NHE)
+    ranked_NHE = logits_NHE.copy()
+    ranked_NHE.sort(-1)
+    threshold = ranked_NHE[..., experts - top_k, None] + ranked_NHE[..., experts - top_k - 1, None]
+    x_NHE = logits_NHE - threshold * HALF
+    chance_NHE = np.negative(x_NHE)  # 1 / (1 + exp(-x)), in place as in `top_k_share`
+    np.minimum(chance_NHE, FAR, out=chance_NHE)
+    np.exp(chance_NHE, out=chance_NHE)
+    chance_NHE += ONE
+    np.divide(ONE, chance_NHE, out=chance_NHE)
+    chance_NHE *= ONE - TIE
+    order_NHE = np.abs(x_NHE)  # 0.5 + 0.5 * x / (1 + |x|)
+    order_NHE += ONE
+    x_NHE *= HALF
+    x_NHE /= order_NHE
+    x_NHE += HALF
+    x_NHE *= TIE
+    chance_NHE += x_NHE
+    return chance_NHE
 
 
 class HiddenPredictor(BasePredictor):

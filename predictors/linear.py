@@ -9,53 +9,37 @@ from pathlib import Path
 
 import numpy as np
 
-from rgpu.errors import InputError
+from rgpu.predictors.descent import Schedule
 from rgpu.predictors.gate_lookahead import routers_of
-from rgpu.predictors.hidden import ONE, HiddenPredictor
-from rgpu.predictors.linear_training import Settings, train
+from rgpu.predictors.hidden import HiddenPredictor, threshold_chances
+from rgpu.predictors.linear_training import train
+from rgpu.predictors.trained import Trained
 from rgpu.traces.trace import Trace
 
-HALF, FAR = np.float32(0.5), np.float32(80)
-TIE = np.float32(2**-10)  # share of the slowly saturating term that keeps near-certain experts in order
 
-
-class Linear(HiddenPredictor):
+class Linear(Trained, HiddenPredictor):
     """Needs hidden states; best with router logits too, or with `model`. Forecasts are calibrated chances.
 
     `model`: checkpoint directory whose routers stand in for router logits that the trace lacks. `epochs` at most,
-    `batch` rows, Adam's `lr` (decaying to 5 %), `validation` share of the documents held out for choices, `patience`
-    epochs without gain.
+    `batch` rows, `lr` of AdamW (decaying to 5 %), `validation` share of the documents held out for choices, `patience`
+    epochs without gain, `device` that training runs on.
     """
 
     name = "linear"
 
     def __init__(
         self, model: str | Path | None = None, horizon: int = 4, epochs: int = 8, batch: int = 256, lr: float = 0.02,
-        validation: float = 0.15, patience: int = 3, seed: int = 0,
+        validation: float = 0.15, patience: int = 3, seed: int = 0, device: str = "cpu",
     ) -> None:  # fmt: skip
         super().__init__(horizon)
         self.model = None if model is None else str(model)
-        self.epochs, self.batch, self.lr = epochs, batch, lr
-        self.validation, self.patience, self.seed = validation, patience, seed
-
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
-        for name, low in (("epochs", 0), ("batch", 1), ("patience", 1)):
-            if getattr(self, name) < low:
-                raise InputError(
-                    f"predictor {self.name}: got {name} {getattr(self, name)}; expected {low} or more; raise it"
-                )
-        for name, fits in (("lr", self.lr > 0), ("validation", 0 < self.validation < 1)):
-            if not fits:
-                expected = "between 0 and 1" if name == "validation" else "above 0"
-                raise InputError(
-                    f"predictor {self.name}: got {name} {getattr(self, name)}; expected {expected}; set it so"
-                )
+        self.schedule = Schedule(epochs, batch, lr, patience, seed, device=device)
+        self.validation = validation
 
     def _fit(self, part: Trace, checkpoint: Path | None) -> dict[str, np.ndarray]:
-        settings = Settings(self.horizon, self.epochs, self.batch, self.lr, self.validation, self.patience, self.seed)
         routers = None if self.model is None else routers_of(self.model, self.schema_)[0]
-        return train(part, settings, checkpoint, routers)
+        tensors, self.curve_ = train(part, self.horizon, self.validation, self.schedule, checkpoint, routers)
+        return tensors
 
     def _map(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         _, ahead = self.targets(layer)
@@ -64,25 +48,4 @@ class Linear(HiddenPredictor):
         return weight_HDE.transpose(1, 0, 2).reshape(self.schema_.hidden, -1), bias_HE.ravel()
 
     def _activate(self, logits_NHE: np.ndarray) -> np.ndarray:
-        """Sigmoid of the logit less the token's threshold, midway between K-th and (K+1)-th: rows sum to about K."""
-        top_k, experts = self.schema_.top_k, self.schema_.experts
-        if top_k >= experts:
-            return np.ones_like(logits_NHE)
-        ranked_NHE = logits_NHE.copy()
-        ranked_NHE.sort(-1)
-        threshold = ranked_NHE[..., experts - top_k, None] + ranked_NHE[..., experts - top_k - 1, None]
-        x_NHE = logits_NHE - threshold * HALF
-        chance_NHE = np.negative(x_NHE)  # 1 / (1 + exp(-x)), in place as in `top_k_share`
-        np.minimum(chance_NHE, FAR, out=chance_NHE)
-        np.exp(chance_NHE, out=chance_NHE)
-        chance_NHE += ONE
-        np.divide(ONE, chance_NHE, out=chance_NHE)
-        chance_NHE *= ONE - TIE
-        order_NHE = np.abs(x_NHE)  # 0.5 + 0.5 * x / (1 + |x|)
-        order_NHE += ONE
-        x_NHE *= HALF
-        x_NHE /= order_NHE
-        x_NHE += HALF
-        x_NHE *= TIE
-        chance_NHE += x_NHE
-        return chance_NHE
+        return threshold_chances(logits_NHE, self.schema_.top_k)

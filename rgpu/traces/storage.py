@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -11,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from rgpu.errors import TraceError
 from rgpu.traces.encode import METADATA_KEY, SHARD_BYTES, Source, told, write_files
 from rgpu.traces.importers.neutral_npz import load_neutral
+from rgpu.traces.shards import HiddenShards, mapped
 from rgpu.traces.trace import OPTIONAL, REQUIRED, Trace, TraceHeader
 from rgpu.traces.validate import header_from_json, validate
 from rgpu.traces.writer import TraceWriter
@@ -30,11 +32,12 @@ def save_trace(trace: Trace, path: Path | str, *, shard_bytes: int = SHARD_BYTES
     return Path(path)
 
 
-def load_trace(path: Path | str, hidden: bool = True, verify: bool = True) -> Trace:
+def load_trace(path: Path | str, hidden: bool = True, verify: bool = True, stream: bool = False) -> Trace:
     """Read and validate a trace: `.safetensors` of rgpu or a neutral `.npz` with its sidecar.
 
-    `hidden=False` leaves the hidden states on disk; `verify=False` skips checksums, nothing else. Raises
-    `TraceError`, one line, for whatever is wrong with the file.
+    `hidden=False` leaves the hidden states on disk, unread; `stream=True` maps them (`HiddenShards`), so that they may be
+    larger than memory; `verify=False` skips checksums, nothing else. Raises `TraceError`, one line, for whatever is
+    wrong with the file.
     """
     path = Path(path)
     if not path.exists():
@@ -56,7 +59,8 @@ def load_trace(path: Path | str, hidden: bool = True, verify: bool = True) -> Tr
         )
     trace = Trace(header=header, **arrays)
     if hidden and shards:
-        trace.hidden = _hidden(path, shards, trace.tokens, verify)
+        read = _mapped_hidden if stream else _hidden
+        trace.hidden = read(path, shards, trace.tokens, verify)
     return validate(trace, name=f"cannot use trace {path}", checksum=verify)
 
 
@@ -96,33 +100,59 @@ def _header(path: Path, metadata: dict[str, str]) -> tuple[TraceHeader, list[dic
 
 def _hidden(path: Path, shards: list[dict[str, Any]], tokens: int, verify: bool) -> np.ndarray:
     """The hidden states [N, L, D] of all shards."""
+    whole: np.ndarray | None = None
+    start = 0
+    for file, shard in _shard_files(path, shards, tokens):
+        part = _checked(path, file, shard, _read(file, {"hidden"})[1].get("hidden"), verify)
+        if whole is None:
+            whole = np.empty((tokens, *part.shape[1:]), np.float16)
+        _same_rows(path, file, part, whole)
+        whole[start : start + len(part)] = part
+        start += len(part)
+    if whole is None:
+        raise TraceError(f"cannot use trace {path}: got no hidden shard; record it again")
+    return whole
+
+
+def _mapped_hidden(path: Path, shards: list[dict[str, Any]], tokens: int, verify: bool) -> np.ndarray:
+    """The hidden states of all shards, mapped."""
+    parts: list[np.ndarray] = []
+    for file, shard in _shard_files(path, shards, tokens):
+        try:
+            part = mapped(file, "hidden")
+        except (OSError, ValueError, KeyError, TypeError):
+            part = None
+        parts.append(_checked(path, file, shard, part, verify))
+        _same_rows(path, file, parts[-1], parts[0])
+    return cast(np.ndarray, HiddenShards(parts))
+
+
+def _shard_files(path: Path, shards: list[dict[str, Any]], tokens: int) -> Iterator[tuple[Path, dict[str, Any]]]:
     if (rows := sum(s["rows"] for s in shards)) != tokens:
         raise TraceError(
             f"cannot use trace {path}: got hidden shards of {rows} rows; expected {tokens}; record it again"
         )
-    whole: np.ndarray | None = None
-    start = 0
     for shard in shards:
         file = path.with_name(Path(shard["file"]).name)
         if not file.is_file():
             raise TraceError(
                 f"cannot use trace {path}: got no hidden shard {file.name}; expected it beside the trace; copy it there"
             )
-        part = _read(file, {"hidden"})[1].get("hidden")
-        if part is None or part.ndim != 3 or len(part) != shard["rows"] or part.dtype != np.float16:
-            raise TraceError(
-                f"cannot use hidden shard {file}: expected 'hidden' float16 of {shard['rows']} rows; copy it again"
-            )
-        if verify and hashlib.sha256(np.ascontiguousarray(part).data).hexdigest() != shard["sha256"]:
-            raise TraceError(f"cannot use hidden shard {file}: checksum mismatch with {path.name}; copy it again")
-        if whole is None:
-            whole = np.empty((tokens, *part.shape[1:]), np.float16)
-        if part.shape[1:] != whole.shape[1:]:
-            raise TraceError(
-                f"cannot use hidden shard {file}: got rows {part.shape[1:]}; expected {whole.shape[1:]}; copy it again"
-            )
-        whole[start : start + len(part)] = part
-        start += len(part)
-    if whole is None:
-        raise TraceError(f"cannot use trace {path}: got no hidden shard; record it again")
-    return whole
+        yield file, shard
+
+
+def _checked(path: Path, file: Path, shard: dict[str, Any], part: np.ndarray | None, verify: bool) -> np.ndarray:
+    if part is None or part.ndim != 3 or len(part) != shard["rows"] or part.dtype != np.float16:
+        raise TraceError(
+            f"cannot use hidden shard {file}: expected 'hidden' float16 of {shard['rows']} rows; copy it again"
+        )
+    if verify and hashlib.sha256(np.ascontiguousarray(part).data).hexdigest() != shard["sha256"]:
+        raise TraceError(f"cannot use hidden shard {file}: checksum mismatch with {path.name}; copy it again")
+    return part
+
+
+def _same_rows(path: Path, file: Path, part: np.ndarray, first: np.ndarray) -> None:
+    if part.shape[1:] != first.shape[1:]:
+        raise TraceError(
+            f"cannot use hidden shard {file}: got rows {part.shape[1:]}; expected {first.shape[1:]}; copy it again"
+        )

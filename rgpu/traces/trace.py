@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rgpu.errors import TraceError
+from rgpu.traces.shards import taken
 from rgpu.types import MoEShape
 
 SCHEMA_VERSION = 1
@@ -118,7 +119,7 @@ class Trace:
             count += int(inverse.max()) + 1 if len(span) else 0
         header = TraceHeader(**{**self.header.to_json(), "checksum": ""})
         header.sequences = [self.header.sequences[s] for s in sequences] if self.header.sequences else []
-        kept = {n: a[rows] for n, a in self.arrays().items() if n not in ("seq_offsets", "passes")}
+        kept = {n: taken(a, rows) for n, a in self.arrays().items() if n not in ("seq_offsets", "passes")}
         return Trace(header=header, seq_offsets=offsets, passes=passes, **kept)
 
     def checksum(self) -> str:

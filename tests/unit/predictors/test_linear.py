@@ -8,11 +8,12 @@ import torch
 from sklearn.linear_model import Ridge
 
 from rgpu.errors import InputError
-from rgpu.predictors import linear_training
+from rgpu.predictors import descent
 from rgpu.predictors.gate_lookahead import GateLookahead
 from rgpu.predictors.linear import Linear
-from rgpu.predictors.linear_data import Rows, Whitening
-from rgpu.predictors.linear_training import _plackett_luce
+from rgpu.predictors.linear_data import Whitening
+from rgpu.predictors.training_rows import HiddenRows, Rows
+from rgpu.predictors.training_scores import plackett_luce
 from rgpu.replay.prediction import evaluate
 from rgpu.traces.split import split
 from rgpu.traces.trace import PADDING, Trace
@@ -61,13 +62,13 @@ def test_a_short_trace_falls_back_on_gate_lookahead(tmp_path: Path) -> None:
 
 
 def test_whitening_is_undone_by_its_inverse() -> None:
-    hidden = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 50, 6)).astype(np.float32) * 3 + 1)
-    fit = torch.arange(40)
-    white = Whitening(hidden, fit)
-    inside = white.inputs_LND[:, fit]
+    hidden_NLD = np.random.default_rng(0).normal(size=(50, 2, 6)).astype(np.float32) * 3 + 1
+    hidden, fit, rows = torch.from_numpy(hidden_NLD).transpose(0, 1), torch.arange(40), torch.arange(50)
+    white = Whitening(HiddenRows(hidden_NLD), fit, rows)
+    inside = white.inputs(fit)
     assert torch.allclose(inside.transpose(1, 2) @ inside / 40, torch.eye(6).expand(2, 6, 6), atol=1e-2)
     weight_DE = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
-    found = white.inputs_LND[1] @ white.whitened(1, weight_DE)
+    found = white.inputs(rows)[1] @ white.whitened(1, weight_DE)
     assert torch.allclose(found, (hidden[1] - white.mean_L1D[1]) @ weight_DE, atol=1e-4)
 
 
@@ -75,9 +76,9 @@ def test_ridge_is_that_of_scikit_learn() -> None:
     rng = np.random.default_rng(3)
     x_ND = (rng.normal(size=(40, 6)) * np.array([3, 2, 1, 1, 0.5, 0.1])).astype(np.float32)
     y_NE = (x_ND @ rng.normal(size=(6, 2)) + rng.normal(size=(40, 2))).astype(np.float32)
-    white = Whitening(torch.from_numpy(x_ND)[None], torch.arange(40))
-    crossed = white.inputs_LND[0].T @ torch.from_numpy(y_NE - y_NE.mean(0)) / 40
-    found = white.matrix_LDD[0] @ white.ridge(0, crossed, 0.3)
+    white = Whitening(HiddenRows(x_ND[:, None]), torch.arange(40), torch.arange(40))
+    crossed = white.inputs(torch.arange(40)).transpose(1, 2) @ torch.from_numpy(y_NE - y_NE.mean(0)) / 40
+    found = (white.matrix_LDD @ white.ridge(crossed, 0.3))[0]
     penalty = 0.3 * 40 * x_ND.var(0).mean()
     assert np.allclose(found.T.numpy(), Ridge(alpha=penalty).fit(x_ND, y_NE).coef_, atol=1e-3)
 
@@ -101,21 +102,22 @@ class Killed(Exception):
 def test_killed_training_continues_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace, checkpoint = learnable_trace(), tmp_path / "state.safetensors"
     whole = Linear(epochs=4, patience=9).fit(trace, checkpoint=tmp_path / "other.safetensors")
-    keep = linear_training._keep
+    keep = descent._keep
 
-    def keep_then_die(path: Any, key: str, epoch: int, *rest: Any) -> None:
-        keep(path, key, epoch, *rest)
-        if epoch == 2:
+    def keep_then_die(path: Any, key: str, state: Any, curve: list[Any], stale: int) -> None:
+        keep(path, key, state, curve, stale)
+        if len(curve) == 3:
             raise Killed
 
-    monkeypatch.setattr(linear_training, "_keep", keep_then_die)
+    monkeypatch.setattr(descent, "_keep", keep_then_die)
     with pytest.raises(Killed):
         Linear(epochs=4, patience=9).fit(trace, checkpoint=checkpoint)
     epochs: list[int] = []
-    monkeypatch.setattr(linear_training, "_keep", lambda path, key, epoch, *rest: epochs.append(epoch))
+    monkeypatch.setattr(descent, "_keep", lambda path, key, state, curve, stale: epochs.append(curve[-1]["epoch"]))
     resumed = Linear(epochs=4, patience=9).fit(trace, checkpoint=checkpoint)
     assert epochs == [3, 4]
     assert all(np.array_equal(whole.tensors_[n], resumed.tensors_[n]) for n in whole.tensors_)
+    assert [row["loss"] for row in whole.curve_] == [row["loss"] for row in resumed.curve_]
 
 
 def test_state_of_another_training_is_not_used(tmp_path: Path) -> None:
@@ -158,7 +160,7 @@ def test_plackett_luce_is_the_chance_of_the_ranked_draw() -> None:
     logits = torch.tensor([0.3, -1.0, 2.0, 0.5])
     p = logits.softmax(0)
     expected = -torch.log(p[2] * p[0] / (1 - p[2]))
-    found = _plackett_luce(
+    found = plackett_luce(
         logits.view(1, 1, 1, 4), torch.tensor([2, 0]).view(1, 1, 1, 2), torch.ones(1, 1, 1, dtype=torch.bool)
     )
     assert torch.allclose(found, expected)

@@ -1,0 +1,38 @@
+"""A training's learning curve: rows beside the predictor as json, and their picture."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from rgpu.experiments.figures import style
+
+
+def write_curve(curve: list[dict[str, Any]], name: str, out: Path) -> list[Path]:
+    """`<out>.curve.json`, `.svg` and `.png`; nothing where nothing was descended."""
+    if not curve:
+        return []
+    data = out.with_name(out.name + ".curve.json")
+    data.write_text(json.dumps({"predictor": name, "epochs": curve}, indent=1) + "\n")
+    figure = style.paint(draw, pd.DataFrame(curve).assign(predictor=name))
+    return [data, *style.save(figure, out.parent, data.name.removesuffix(".json"))]
+
+
+def draw(table: pd.DataFrame, figure: Figure) -> None:
+    """Held-out recall at width K and training loss by epoch; epoch 0 is before any step."""
+    recall, loss = style.panels(figure, 2)
+    colour = style.SERIES[0]
+    recall.plot(table["epoch"], table["recall"], color=colour, marker="o", label="this epoch")
+    recall.plot(table["epoch"], table["best_recall"], color=style.SERIES[3], linestyle="--", label="best so far")
+    recall.set(title=f"{table['predictor'].iloc[0]}: held-out documents", ylabel="recall at width k")
+    style.percent(recall.yaxis)
+    recall.legend()
+    trained = table[table["loss"].notna()]
+    loss.plot(trained["epoch"], trained["loss"], color=colour, marker="o")
+    loss.set(title="Training loss", ylabel="loss a row")
+    for axis in (recall, loss):
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))

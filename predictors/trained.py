@@ -1,0 +1,32 @@
+"""What the predictors trained by gradient descent share: a schedule, its checks, the learning curve."""
+
+from typing import Any
+
+from rgpu.errors import InputError
+from rgpu.predictors.base import BasePredictor
+from rgpu.predictors.descent import Schedule
+
+
+class Trained(BasePredictor):
+    """Mixed in before the kind of predictor. `curve_` after fit: one row an epoch (`descent.descend`).
+
+    The fields of `schedule` and `validation`, the share of documents held out for choices, are constructor parameters.
+    """
+
+    schedule: Schedule
+    validation: float
+    curve_: list[dict[str, Any]]
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        self.schedule.check(self.name)
+        if not 0 < self.validation < 1:
+            raise InputError(
+                f"predictor {self.name}: got validation {self.validation}; expected between 0 and 1; set it so"
+            )
+
+    def __getattr__(self, name: str) -> Any:
+        """Fields of the schedule read as the constructor parameters that they are."""
+        if name in Schedule.__dataclass_fields__ and "schedule" in self.__dict__:
+            return getattr(self.schedule, name)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")

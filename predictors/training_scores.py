@@ -1,0 +1,56 @@
+"""What training minimises and what it is judged by, whatever gives the logits.
+
+Legend: B rows of a batch, L MoE layers, H forecast rows a layer, E experts, K top-k.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from rgpu.predictors.training_rows import Rows
+
+TEMPERATURES = tuple(2.0 ** (i / 2) for i in range(-6, 13))
+Logits = Callable[[torch.Tensor], torch.Tensor]  # row numbers [B] -> float32 [L, B, H, E]
+
+
+def plackett_luce(logits_LBHE: torch.Tensor, ids_LBHK: torch.Tensor, valid_LBH: torch.Tensor) -> torch.Tensor:
+    """Mean over rows of the summed negative log likelihood of the ranked top-k, drawn without replacement (Luce 1959)."""
+    chosen = logits_LBHE.gather(3, ids_LBHK)
+    rest = torch.logsumexp(logits_LBHE.scatter(3, ids_LBHK, -1e9), -1, keepdim=True)
+    left = torch.logcumsumexp(torch.cat([rest, chosen.flip(-1)], -1), -1)[..., 1:].flip(
+        -1
+    )  # what each choice was among
+    return ((left - chosen).sum(-1) * valid_LBH).sum() / logits_LBHE.shape[1]
+
+
+@torch.no_grad()
+def mean_recall(logits_of: Logits, rows: Rows, held: torch.Tensor, step: int = 2048) -> torch.Tensor:
+    """Recall at width K of each forecast row on the held-out rows, mean over layers: float64 [H]."""
+    hits = torch.zeros(rows.layers, rows.horizon + 1, dtype=torch.float64)
+    count = torch.zeros_like(hits)
+    for rows_B in held.split(step):
+        ids, valid = rows.targets(rows_B)
+        top = logits_of(rows_B).cpu().topk(rows.top_k, -1).indices
+        found = (top[..., None] == ids[..., None, :]).any(-1).sum(-1)
+        hits += (found * valid).sum(1)
+        count += valid.sum(1) * rows.top_k
+    exists = count > 0
+    return (hits / count.clamp(min=1)).sum(0) / exists.sum(0).clamp(min=1)
+
+
+@torch.no_grad()
+def temperature(logits_of: Logits, rows: Rows, held: torch.Tensor, step: int = 2048) -> torch.Tensor:
+    """Scale of each map's logits, least binary cross-entropy of `sigmoid(scale * (logit - threshold))`: float32 [L, H].
+
+    The threshold lies midway between a row's K-th and (K+1)-th logit."""
+    losses = torch.zeros(len(TEMPERATURES), rows.layers, rows.horizon + 1)
+    for rows_B in held.split(step):
+        ids, valid = rows.targets(rows_B)
+        logits = logits_of(rows_B).cpu()
+        if rows.experts > rows.top_k:
+            logits = logits - logits.topk(rows.top_k + 1, -1).values[..., -2:].mean(-1, keepdim=True)
+        for i, scale in enumerate(TEMPERATURES):
+            scaled = logits * scale
+            loss = torch.nn.functional.softplus(scaled).sum(-1) - scaled.gather(3, ids).sum(-1)
+            losses[i] += (loss * valid).sum(1)
+    return torch.tensor(TEMPERATURES)[losses.argmin(0)]

@@ -1,0 +1,48 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rgpu.errors import InputError
+from rgpu.experiments.train import regime, train, unseen
+from rgpu.predictors.linear import Linear
+from rgpu.predictors.popularity import Popularity
+from rgpu.traces.split import split
+from rgpu.traces.trace import Trace, TraceHeader
+from tests.predicting import learnable_trace
+
+
+def teacher_forced(trace: Trace) -> Trace:
+    return replace(trace, header=TraceHeader(**{**trace.header.to_json(), "on_policy": False}))
+
+
+def test_curve_lies_beside_the_predictor(tmp_path: Path) -> None:
+    trace = learnable_trace()
+    train(Linear(epochs=2), trace, split(trace), tmp_path / "p")
+    curve = json.loads((tmp_path / "p.curve.json").read_text())
+    assert [row["epoch"] for row in curve["epochs"]] == [0, 1, 2]
+    assert (tmp_path / "p.curve.svg").exists() and not (tmp_path / "p.training.safetensors").exists()
+    train(Popularity(), trace, split(trace), tmp_path / "q")
+    assert not (tmp_path / "q.curve.json").exists()
+
+
+def test_how_the_text_came_about_is_told(tmp_path: Path) -> None:
+    trace = teacher_forced(learnable_trace())
+    assert regime(trace) == "teacher-forced" and regime(learnable_trace()) == "on-policy"
+    fitted = Linear(epochs=0).fit(trace)
+    fitted.save(tmp_path / "p")
+    assert Linear.load(tmp_path / "p").schema_.on_policy is False
+
+
+def test_another_trace_is_scored_without_documents_trained_on(tmp_path: Path) -> None:
+    trace, other = learnable_trace(), learnable_trace(seed=1)
+    parts = split(trace)
+    left = unseen(trace, parts, other, "other")
+    documents = {meta["document"] for meta in left.header.sequences}
+    assert documents == {f"d{s}" for s in parts.scored}
+    _, rows = train(Popularity(), trace, parts, tmp_path / "p", scored=left)
+    assert len(rows[0]["denominators"]) == left.sequences
+    with pytest.raises(InputError, match="documents that were trained on"):
+        unseen(trace, parts, other.select(np.asarray(parts.calibration)), "other")
