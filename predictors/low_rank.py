@@ -1,0 +1,50 @@
+"""Low-rank probe: one projection that all layers share, then a small map a layer.
+
+Source: SpecPrefetch (arXiv 2607.24787): low-rank adapters on look-ahead with the model's own routers, a thirtieth of the
+parameters of a copy of every router. Kept here: frozen routers plus a low-rank correction, its first factor shared by
+all layers. Not kept: distillation from the router's distribution; training ranks the routed experts as `linear` does.
+
+Legend: N rows, L MoE layers, D hidden size, R rank, F = R here, M = H * E outputs.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rgpu.predictors.descent import Parameters, Schedule
+from rgpu.predictors.probe import Probe
+
+
+class LowRank(Probe):
+    """Needs hidden states. `rank` of the correction; `model`: checkpoint directory whose routers it corrects (None: it
+    learns everything). The other parameters are those of `Schedule`."""
+
+    name = "low_rank"
+
+    def __init__(
+        self, rank: int = 32, model: str | Path | None = None, horizon: int = 4, epochs: int = 20, batch: int = 64,
+        lr: float = 0.01, decay: float = 0.0, optimiser: str = "adamw", validation: float = 0.15, patience: int = 4,
+        seed: int = 0, device: str = "cpu",
+    ) -> None:  # fmt: skip
+        super().__init__(horizon)
+        self.model = None if model is None else str(model)
+        self.schedule = Schedule(epochs, batch, lr, patience, seed, optimiser, decay, device)
+        self.validation = validation
+        self.rank = rank
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        self._at_least_one("rank")
+
+    def _start(self, generator: torch.Generator) -> Parameters:
+        size = self.schema_.hidden
+        down_DR = torch.randn(size, self.rank, generator=generator) / size**0.5
+        return {"down_DR": down_DR, **self._empty_heads(self.rank)}
+
+    def _learnt(self, parameters: Parameters, x_LBD: torch.Tensor) -> torch.Tensor:
+        return torch.baddbmm(parameters["out_bias_L1M"], x_LBD @ parameters["down_DR"], parameters["out_LFM"])
+
+    def _apply(self, layer: int, x_ND: np.ndarray, rows_H: list[int]) -> np.ndarray:
+        low_NR = self.forward(x_ND, self.tensors_["down_DR"], np.zeros(self.rank, np.float32))
+        return self.forward(low_NR, *self._head(layer, rows_H))

@@ -1,0 +1,163 @@
+"""Trained probes of the router's input that are not one linear map: what they share.
+
+A probe's logits are those of the target layer's router on this layer's input (gate look-ahead), where `model` gives the
+routers, times a gain a forecast row, plus what is learnt. Learning starts from a learnt part of nothing, so a short trace
+does no worse than gate look-ahead; inputs are scaled to unit variance a feature.
+
+Legend: N rows, B rows of a batch, L MoE layers, H forecast rows a layer, D hidden size, E experts, M = H * E outputs.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rgpu.errors import InputError
+from rgpu.predictors.descent import Parameters, descend, whole
+from rgpu.predictors.gate_lookahead import routers_of
+from rgpu.predictors.hidden import HiddenPredictor, threshold_chances
+from rgpu.predictors.trained import Trained
+from rgpu.predictors.training_rows import HiddenRows, Rows
+from rgpu.predictors.training_scores import mean_recall, plackett_luce, temperature
+from rgpu.traces.trace import Trace
+
+
+class Probe(Trained, HiddenPredictor):
+    """Subclasses give `_start(generator)`, `_learnt(parameters, x_LBD)` in torch, and `_apply(layer, x_ND)` in numpy with
+    `self.forward`, all on scaled inputs; `validation`, `schedule`, `model` are constructor parameters."""
+
+    model: str | None
+
+    def _start(self, generator: torch.Generator) -> Parameters:
+        """Parameters to learn, whose `_learnt` is 0."""
+        raise NotImplementedError
+
+    def _learnt(self, parameters: Parameters, x_LBD: torch.Tensor) -> torch.Tensor:
+        """float32 [L, B, M]."""
+        raise NotImplementedError
+
+    def _apply(self, layer: int, x_ND: np.ndarray, rows_H: list[int]) -> np.ndarray:
+        """float32 [N, len(rows_H) * E]: `_learnt` of one layer's forecast rows, in a fixed order of sums."""
+        raise NotImplementedError
+
+    def _head(self, layer: int, rows_H: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The last map of a layer's forecast rows, [F, len(rows_H) * E], and its bias, from `out_LFM`, `out_bias_L1M`."""
+        if layer not in self._heads:
+            experts = self.schema_.experts
+            columns = np.concatenate([np.arange(h * experts, (h + 1) * experts) for h in rows_H])
+            weight_FM = np.ascontiguousarray(self.tensors_["out_LFM"][layer][:, columns])
+            self._heads[layer] = weight_FM, np.ascontiguousarray(self.tensors_["out_bias_L1M"][layer, 0, columns])
+        return self._heads[layer]
+
+    def reset(self) -> None:
+        super().reset()
+        self._heads: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def _empty_heads(self, width: int) -> Parameters:
+        """`out_LFM` and `out_bias_L1M` of 0, [L, width, M] and [L, 1, M]."""
+        layers, outputs = self.schema_.layers, (self.horizon + 1) * self.schema_.experts
+        return {"out_LFM": torch.zeros(layers, width, outputs), "out_bias_L1M": torch.zeros(layers, 1, outputs)}
+
+    def _at_least_one(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"predictor {self.name}: got {name} {getattr(self, name)}; expected 1 or more; set predictor.{name}"
+                )
+
+    def _fit(self, part: Trace, checkpoint: Path | None) -> dict[str, np.ndarray]:
+        rows = Rows(part, self.horizon)
+        fit, held = rows.parts(part, self.validation, self.schedule.seed)
+        hidden = HiddenRows(part.require("hidden", f"predictor {self.name}"))
+        tensors = scaling(hidden, fit)
+        if self.model is not None:
+            tensors["router_LED"], tensors["router_bias_LE"] = routers_of(self.model, self.schema_)
+        problem = _Problem(self, part, rows, hidden, fit, held, tensors)
+        start = self._start(torch.Generator().manual_seed(self.schedule.seed))
+        if self.model is not None:
+            start["gain_LH"] = torch.ones(rows.layers, rows.horizon + 1)
+            start["gain_LH"] = temperature(lambda rows_B: problem.logits(start, rows_B), rows, held)
+        best, self.curve_ = descend(self.name, start, problem, self.schedule, checkpoint)
+        problem.device = torch.device("cpu")
+        scale_LH = temperature(lambda rows_B: problem.logits(best, rows_B), rows, held)
+        tensors |= {name: tensor.contiguous().numpy() for name, tensor in best.items()}
+        return tensors | {"scale_LH": scale_LH.numpy()}
+
+    def _score_hidden(self, layer: int, hidden_ND: np.ndarray) -> np.ndarray:
+        _, ahead = self.targets(layer)
+        rows_H = [*range(len(ahead) - 1), self.horizon]  # the last row is the next token's
+        hidden_ND = np.asarray(hidden_ND, np.float32)
+        x_ND = (hidden_ND - self.tensors_["mean_LD"][layer]) * self.tensors_["inverse_LD"][layer]
+        logits_NM = self._apply(layer, x_ND, rows_H)
+        if self.model is not None:
+            gain_M = np.repeat(self.tensors_["gain_LH"][layer, rows_H], self.schema_.experts)
+            logits_NM = logits_NM + gain_M * self.forward(hidden_ND, *self._cached_map(layer))
+        logits_NHE = logits_NM.reshape(len(x_ND), len(rows_H), self.schema_.experts)
+        scale_H1 = self.tensors_["scale_LH"][layer, rows_H][:, None]
+        return threshold_chances(logits_NHE * scale_H1, self.schema_.top_k)
+
+    def _map(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        layers, _ = self.targets(layer)
+        weight_MD = self.tensors_["router_LED"][layers].reshape(-1, self.schema_.hidden)
+        return weight_MD.T, self.tensors_["router_bias_LE"][layers].ravel()
+
+
+class _Problem:
+    """A probe as something to descend on: one score over all forecast rows."""
+
+    merge = staticmethod(whole)
+
+    def __init__(
+        self, probe: Probe, trace: Trace, rows: Rows, hidden: HiddenRows, fit: torch.Tensor, held: torch.Tensor,
+        tensors: dict[str, np.ndarray],
+    ) -> None:  # fmt: skip
+        self.probe, self.rows, self.hidden, self.units, self.held = probe, rows, hidden, fit, held
+        self.device = torch.device(probe.schedule.device)
+        self.key = rows.key(probe.name, trace.header.model, *(float(t.sum()) for t in tensors.values()))
+        self._mean_L1D = torch.from_numpy(tensors["mean_LD"])[:, None]
+        self._inverse_L1D = torch.from_numpy(tensors["inverse_LD"])[:, None]
+        self._lookahead = _lookahead(tensors, rows) if "router_LED" in tensors else None
+
+    def logits(self, parameters: Parameters, rows_B: torch.Tensor) -> torch.Tensor:
+        hidden_LBD = self.hidden(rows_B).to(self.device)
+        x_LBD = (hidden_LBD - self._mean_L1D.to(self.device)) * self._inverse_L1D.to(self.device)
+        found = self.probe._learnt(parameters, x_LBD)
+        if self._lookahead is not None:
+            weight_LDM, bias_L1M = (part.to(self.device) for part in self._lookahead)
+            gain_L1M = parameters["gain_LH"].repeat_interleave(self.rows.experts, 1)[:, None]
+            found = found + gain_L1M * torch.baddbmm(bias_L1M, hidden_LBD, weight_LDM)
+        return found.view(self.rows.layers, len(rows_B), self.rows.horizon + 1, self.rows.experts)
+
+    def loss(self, parameters: Parameters, units_B: torch.Tensor) -> torch.Tensor:
+        ids, valid = self.rows.targets(units_B)
+        return plackett_luce(self.logits(parameters, units_B), ids.to(self.device), valid.to(self.device))
+
+    def score(self, parameters: Parameters) -> torch.Tensor:
+        with torch.no_grad():
+            return mean_recall(lambda rows_B: self.logits(parameters, rows_B), self.rows, self.held).mean()[None]
+
+
+def scaling(hidden: HiddenRows, fit: torch.Tensor) -> dict[str, np.ndarray]:
+    """`mean_LD` and `inverse_LD`, one over the standard deviation, of the inputs of the `fit` rows."""
+    total, square = torch.zeros(2, hidden.layers, hidden.size, dtype=torch.float64)
+    for _, x_LBD in hidden.chunks(fit):
+        total += x_LBD.sum(1, dtype=torch.float64)
+        square += x_LBD.double().square().sum(1)
+    mean_LD = total / len(fit)
+    variance_LD = (square / len(fit) - mean_LD**2).clamp(min=0)
+    floor_L1 = 1e-4 * variance_LD.mean(1, keepdim=True) + 1e-12
+    inverse_LD = (variance_LD + floor_L1).rsqrt()
+    return {"mean_LD": mean_LD.float().numpy(), "inverse_LD": inverse_LD.float().numpy()}
+
+
+def _lookahead(tensors: dict[str, np.ndarray], rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+    """Routers of the target layers: weights float32 [L, D, M] and biases [L, 1, M]."""
+    layers, experts, size = tensors["router_LED"].shape
+    weight_LDHE = np.zeros((layers, size, rows.horizon + 1, experts), np.float32)
+    bias_LHE = np.zeros((layers, rows.horizon + 1, experts), np.float32)
+    for layer in range(layers):
+        later = min(rows.horizon, layers - layer - 1)
+        for h, target in [*((h, layer + h + 1) for h in range(later)), (rows.horizon, layer)]:
+            weight_LDHE[layer, :, h] = tensors["router_LED"][target].T
+            bias_LHE[layer, h] = tensors["router_bias_LE"][target]
+    return torch.from_numpy(weight_LDHE.reshape(layers, size, -1)), torch.from_numpy(bias_LHE.reshape(layers, 1, -1))
