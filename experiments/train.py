@@ -1,5 +1,6 @@
 """Train a predictor on part of a trace's sequences and score it on the others, or on another trace."""
 
+import json
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -9,20 +10,33 @@ from omegaconf import DictConfig
 
 from rgpu.errors import InputError
 from rgpu.experiments.built import built
-from rgpu.experiments.command import command
+from rgpu.experiments.command import command, to_plain
 from rgpu.experiments.injected import with_kernel
 from rgpu.experiments.learning_curve import write_curve
-from rgpu.replay.prediction import evaluate, over_layers
+from rgpu.experiments.study import predictor_metrics as metrics
+from rgpu.experiments.study.predictor_cost import cost_of
+from rgpu.replay.prediction import evaluate
+from rgpu.replay.scores import over_layers
+from rgpu.results.provenance import write_atomic
 from rgpu.traces.split import Split, split
 from rgpu.traces.storage import load_trace
 from rgpu.traces.trace import Trace
 
 
 def train(
-    predictor: Any, trace: Trace, parts: Split, out: Path, horizons: int = 4, scored: Trace | None = None
+    predictor: Any,
+    trace: Trace,
+    parts: Split,
+    out: Path,
+    horizons: int = 4,
+    scored: Trace | None = None,
+    width: int | None = None,
 ) -> tuple[Path, list[dict[str, Any]]]:
     """Fit on the calibration sequences, save at `out` with its learning curve, score the others or all of `scored`:
-    (file of tensors, rows of `evaluate`)."""
+    (file of tensors, rows of `evaluate`). `width`: one more number of experts named, beside the usual ones."""
+    k, experts = trace.header.top_k, trace.header.num_experts
+    if width is not None and not 1 <= width <= experts:
+        raise InputError(f"cannot score a forecast: got width {width}; expected 1 to {experts}; change width")
     if not len(parts.calibration) or not len(parts.scored):
         raise InputError(
             f"cannot train: got {trace.sequences} sequences of one document; expected two documents or more; "
@@ -33,7 +47,8 @@ def train(
     write_curve(list(getattr(predictor, "curve_", [])), predictor.name, Path(out))
     checkpoint.unlink(missing_ok=True)
     held = trace.select(parts.scored) if scored is None else scored
-    return saved, evaluate(predictor, held, horizons=horizons)
+    widths = {k, k + 2, 2 * k, 3 * k, 4 * k, width or k}
+    return saved, evaluate(predictor, held, sorted(widths), horizons)
 
 
 def unseen(trace: Trace, parts: Split, other: Trace, path: str) -> Trace:
@@ -64,8 +79,18 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if cfg.score.path:
         other = unseen(trace, parts, load_trace(cfg.score.path, hidden=hidden, stream=True), str(cfg.score.path))
     out = Path(cfg.out or f"outputs/predictors/{predictor.name}")
-    saved, rows = train(predictor, trace, parts, out, predictor.horizon, other)
+    saved, rows = train(predictor, trace, parts, out, predictor.horizon, other, cfg.width)
+    held = trace.select(parts.scored) if other is None else other
+    width = cfg.width or trace.header.top_k
+    told = metrics.details(rows, held, width)
+    told["by_distance"] = _by_distance(predictor, cfg, trace.select(parts.calibration), width)
+    details = Path(f"{out}.metrics.json")
+    write_atomic(details, (json.dumps(to_plain(told), indent=1) + "\n").encode())
     return summary(rows, trace.header.top_k) | {
+        "width": width,
+        "metrics": {h: {k: v for k, v in said.items() if k != "reliability"} for h, said in told["all"].items()},
+        "cost": cost_of(predictor, held).to_json(),
+        "details": str(details),
         "predictor": predictor.name,
         "calibration_sequences": len(parts.calibration),
         "scored_sequences": len(parts.scored) if other is None else other.sequences,
@@ -104,6 +129,19 @@ def summary(rows: list[dict[str, Any]], top_k: int) -> dict[str, Any]:
 def _document(trace: Trace, sequence: int) -> str:
     metas = trace.header.sequences
     return str(metas[sequence].get("document", "")) if metas else ""
+
+
+def _by_distance(predictor: Any, cfg: DictConfig, calibrating: Trace, width: int) -> dict[str, Any] | None:
+    """Every metric by tokens from a topic switch, in the trace `switches`; None without one."""
+    if cfg.switches is None:
+        return None
+    trace = load_trace(cfg.switches)
+    rows, left = metrics.around_switches(predictor, trace, calibrating, predictor.horizon, [width])
+    said: dict[str, Any] = {"left_out": left}
+    for cell in sorted({r["cell"] for r in rows}):
+        own = metrics.pick(rows, cell=cell)
+        said[metrics.cell_name(cell)] = metrics.summary(own, width, trace.header.num_experts, trace.header.top_k)
+    return said
 
 
 def _name(horizon: int) -> str:

@@ -134,6 +134,10 @@ class BasePredictor:
         """`layers` and `tokens_ahead` int64 [H] of a forecast made at `layer`; not to be written to."""
         return _targets(layer, self.horizon, self.schema_.layers)
 
+    def work(self, layer: int) -> tuple[int, int] | None:
+        """Bytes of state read and floating-point operations of one forecast at `layer` from one row; None: not counted."""
+        return None
+
     def _score(self, layer: int) -> np.ndarray:
         """float32 [N, H, E] for the speaking rows of the last event."""
         raise NotImplementedError

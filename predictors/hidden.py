@@ -132,6 +132,11 @@ class HiddenPredictor(BasePredictor):
         logits_NM = self.forward(hidden_ND, weight_DM, bias_M)
         return self._activate(logits_NM.reshape(len(logits_NM), -1, self.schema_.experts))
 
+    def work(self, layer: int) -> tuple[int, int] | None:
+        """The map is read once and every weight is multiplied and added once."""
+        weight_DM, bias_M = self._cached_map(layer)
+        return weight_DM.nbytes + bias_M.nbytes, 2 * weight_DM.size
+
     def _cached_map(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         found = self._maps.get(layer)
         if found is None:

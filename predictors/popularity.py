@@ -37,6 +37,10 @@ class Popularity(BasePredictor):
         super().observe(event)
         self._rows = len(speaking_rows(event.phase_T, len(event.experts_TK)))
 
+    def work(self, layer: int) -> tuple[int, int] | None:
+        """One row of a table for each row of the forecast."""
+        return 4 * len(self.targets(layer)[0]) * self.schema_.experts, 0
+
     def _score(self, layer: int) -> np.ndarray:
         layers, _ = self.targets(layer)
         return np.repeat(self.tensors_["popularity_LE"][layers][None], min(1, self._rows), axis=0)

@@ -37,6 +37,10 @@ class PreviousToken(BasePredictor):
         if len(rows):
             self._rows_LNE[event.layer] = self._after(event.layer, event.experts_TK[rows])
 
+    def work(self, layer: int) -> tuple[int, int] | None:
+        """A popularity and a remembered row for each row of the forecast; one row is made: a sum and a product an expert."""
+        return 8 * len(self.targets(layer)[0]) * self.schema_.experts, 2 * self.schema_.experts
+
     def _score(self, layer: int) -> np.ndarray:
         layers, _ = self.targets(layer)
         popular_LE = self.tensors_["popularity_LE"]

@@ -1,21 +1,21 @@
 """Rows of trained predictors: recall, exact match, gate mass, F1 by width, horizon and layer, on held-out sequences."""
 
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from hydra import compose
 from hydra.utils import instantiate
 from tqdm import tqdm
 
+from rgpu.experiments.study.predictor_metrics import result_rows
 from rgpu.experiments.train import train
-from rgpu.replay.prediction import over_layers
+from rgpu.replay.scores import over_layers
 from rgpu.results.rows import Context
 from rgpu.traces.split import split
 from rgpu.traces.trace import Trace
 
 PREDICTORS = ("popularity", "previous_token", "gate_lookahead", "linear")
-NAMES = {"recall": "recall", "exact": "exact_match", "mass": "mass_recall", "top1": "top1", "f1": "f1"}
+SHOWN = ("recall", "exact", "mass", "top1", "f1")  # the whole set is suite=predictors'
 
 
 def forecasts(
@@ -30,20 +30,10 @@ def forecasts(
         chosen = compose(overrides=[f"+predictor={name}"]).predictor
         predictor = instantiate(chosen, **({"model": model} if "model" in chosen else {}))
         _, rows = train(predictor, trace, parts, out / name)
-        for row in over_layers(rows) + [r for r in rows if r["width"] == trace.header.top_k]:
-            tables.append(_row(at.at(predictor=name), row))
+        chosen_rows = [r for r in rows if r["metric"] in SHOWN]
+        for row in over_layers(chosen_rows) + [r for r in chosen_rows if r["width"] == trace.header.top_k]:
+            tables.append(result_rows(at.at(predictor=name), row))
     top_k, experts = trace.header.top_k, trace.header.num_experts
     for width in sorted({r for r in (top_k, top_k + 2, 2 * top_k, 3 * top_k, 4 * top_k) if r <= experts}):
         tables.append(at.rows("recall_chance", "share", width / experts, width=width))
     return tables
-
-
-def _row(at: Context, row: dict[str, Any]) -> pa.Table:
-    horizon = row["horizon"] or None
-    columns = {"case": row["case"], "width": row["width"], "layer": row["layer"], "horizon": horizon}
-    columns["lag"] = None if horizon else 1
-    metric, unit = NAMES[row["metric"]], "f1" if row["metric"] == "f1" else "share"
-    if row["numerators"] is None:
-        return at.rows(metric, unit, row["value"], count=row["count"], **columns)
-    keep = row["denominators"] > 0
-    return at.ratio(metric, row["numerators"][keep], row["denominators"][keep], unit=unit, keep=False, **columns)

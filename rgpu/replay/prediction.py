@@ -1,49 +1,49 @@
-"""How good a forecast is: recall, exact match, gate mass and F1, by layer, horizon and width, with sums a sequence.
+"""How good a forecast is: every metric of `scores`, by layer, horizon and width, with sums a sequence.
 
-What the field calls "accuracy" is at least four things; each has its own name here. Legend: P passes, L MoE layers,
-H rows of a forecast, E experts, K top-k, W widths, S sequences.
+Legend: P passes, L MoE layers, H rows of a forecast, E experts, K top-k, S sequences, N tokens, C cells.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from rgpu.errors import InputError
+from rgpu.replay.scores import Tally, Target
 from rgpu.replay.stream import routing_events
 from rgpu.traces.trace import DECODE, PADDING, Trace, batched
 
 CHUNK = 4096  # passes scored together: bounds memory
-RATIOS = ("recall", "exact", "mass")
-
-
-@dataclass(slots=True)
-class Tally:
-    """Sums of one forecast row over all passes: numerators [W, S] of each ratio, counts, and F1's parts [E]."""
-
-    sums: dict[str, np.ndarray]
-    count_S: np.ndarray
-    top1_S: np.ndarray
-    hit_E: np.ndarray
-    named_E: np.ndarray
-    true_E: np.ndarray
 
 
 def evaluate(
-    predictor: Any, trace: Trace, widths: Sequence[int] | None = None, horizons: int = 4, events: bool = False
+    predictor: Any,
+    trace: Trace,
+    widths: Sequence[int] | None = None,
+    horizons: int = 4,
+    events: bool = False,
+    cells_N: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
     """Score a fitted predictor on every sequence of a batch-1 trace, reset at each; tidy rows, one metric each.
 
     A pass counts once, through the row the predictor speaks from (the decode row, or the last row of a prompt). A row
     has `layer` (the MoE layer forecast), `case` "layer" with `horizon` 1.. layers ahead or "token" with horizon 0 (same
-    layer, next pass), `width` (experts named, most likely first, ties by lowest id), `metric`, `value`, `count` (of
-    forecasts) and per sequence `numerators`, `denominators` (float64 [S], for a cluster bootstrap; None for f1).
-    Metrics: `recall` share of the routed experts that were named; `exact` share of forecasts naming all of them; `mass`
-    recall weighted by gate weights (where the trace has weights); `top1` the first named is the router's first; `f1`
-    macro-averaged over experts at width K.
+    layer, next pass), `width` (experts named, most likely first, ties by lowest id; None where every chance counts),
+    `cell`, `metric`, `value`, `count` (of forecasts) and per sequence `numerators`, `denominators` (float64 [S], for a
+    cluster bootstrap; None for f1 and ece), `bins` (None but for ece: float64 [3, BINS, S], pairs, chances, routed).
+
+    By width: `recall` share of the routed experts that were named; `precision` share of the named that were routed;
+    `f1_micro` of the two; `accuracy` share of all experts rightly named or rightly not; `exact` share of forecasts naming
+    all of them; `mass` recall weighted by gate weights (where the trace has weights); `miss_bytes` bytes of routed
+    experts not named, a forecast (where it has sizes). Then `top1` the first named is the router's first; `f1`
+    macro-averaged over experts at width K; `log_loss` nats a (token, expert) pair; `ece` expected calibration error; where
+    the trace has router logits `tied`, the share of assignments that an unrouted expert's stored logit equals, and
+    `ceiling`, the recall of ranking by the stored logits themselves.
+
     `widths` default K, K+2, 2K, 3K, 4K. `events`: step through observe/predict even where the predictor has
-    `predict_trace` (same numbers, slower). Raises `InputError` for batched traces, and passes with several decode rows.
+    `predict_trace` (same numbers, slower). `cells_N` int [N], 0 and up: a cell for each token of the trace, scored apart
+    by the token that is forecast (below 0: left out). Raises `InputError` for batched traces, and passes with several
+    decode rows.
     """
     if not trace.tokens:
         raise InputError("cannot score a forecast: got an empty trace; expected at least one token; use another")
@@ -51,6 +51,13 @@ def evaluate(
         raise InputError(
             "cannot score a forecast: got passes that mix sequences; expected batch 1; record with batch=1"
         )
+    if cells_N is not None and (np.shape(cells_N) != (trace.tokens,) or np.max(cells_N) < 0):
+        raise InputError(
+            f"cannot score a forecast: got cells of shape {np.shape(cells_N)}; expected one for each of {trace.tokens} "
+            "tokens, some of them 0 or more"
+        )
+    cells_N = np.zeros(trace.tokens, np.int64) if cells_N is None else np.asarray(cells_N, np.int64)
+    cells = int(cells_N.max()) + 1
     top_k, experts = trace.header.top_k, trace.header.num_experts
     chosen = sorted(
         {w for w in (widths or (top_k, top_k + 2, 2 * top_k, 3 * top_k, 4 * top_k)) if w <= experts} | {top_k}
@@ -58,7 +65,7 @@ def evaluate(
     if chosen[0] < 1:
         raise InputError(f"cannot score a forecast: got width {chosen[0]}; expected 1 or more; change widths")
     tallies: dict[tuple[int, int], Tally] = {}
-    for part, sequences in _chunks(trace):
+    for part, sequences, tokens in _chunks(trace):
         rows_P, sequence_P = speaking_passes(part)
         forecasts = (
             _by_event(predictor, part, rows_P, sequence_P) if events else _by_trace(predictor, part, rows_P, sequence_P)
@@ -68,30 +75,17 @@ def evaluate(
                 horizon = 0 if ahead_H[h] else h + 1
                 if horizon > horizons:
                     continue
-                tally = tallies.setdefault((layer + horizon, horizon), _empty(chosen, trace))
-                target = _targets(part, rows_P, sequence_P, layer + horizon, horizon)
-                _score(tally, probs_PHE[target[0], h], *target[1:], sequences[sequence_P[target[0]]], chosen, top_k)
-    return [
-        row for key in sorted(tallies) for row in _rows(*key, tallies[key], chosen, top_k, trace.weights is not None)
-    ]
-
-
-def over_layers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same rows pooled over layers (`layer` None): sums added; f1 averaged."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["case"], row["horizon"], row["metric"], row["width"]), []).append(row)
-    pooled = []
-    for members in groups.values():
-        row = members[0] | {"layer": None, "count": sum(m["count"] for m in members)}
-        if row["numerators"] is None:
-            row["value"] = float(np.mean([m["value"] for m in members]))
-        else:
-            row["numerators"] = np.sum([m["numerators"] for m in members], axis=0)
-            row["denominators"] = np.sum([m["denominators"] for m in members], axis=0)
-            row["value"] = _ratio(row["numerators"], row["denominators"])
-        pooled.append(row)
-    return pooled
+                passes, at = _targets(part, rows_P, sequence_P, layer + horizon, horizon)
+                cell_P = cells_N[tokens[at]]
+                passes, at, cell_P = passes[cell_P >= 0], at[cell_P >= 0], cell_P[cell_P >= 0]
+                key = (layer + horizon, horizon)
+                if key not in tallies:
+                    tallies[key] = Tally(chosen, experts, top_k, trace.sequences, cells)
+                cluster_P = sequences[sequence_P[passes]] * cells + cell_P
+                tallies[key].add(probs_PHE[passes, h], _target(part, at, layer + horizon, cluster_P, cell_P))
+    sizes = trace.header.expert_bytes or [0] * trace.layers
+    flags = (trace.weights is not None, trace.router_logits is not None)
+    return [row for key in sorted(tallies) for row in tallies[key].rows(*key, *flags, sizes[key[0]])]
 
 
 def speaking_passes(trace: Trace) -> tuple[np.ndarray, np.ndarray]:
@@ -110,14 +104,15 @@ def speaking_passes(trace: Trace) -> tuple[np.ndarray, np.ndarray]:
     return rows_P, sequence_N[rows_P]
 
 
-def _chunks(trace: Trace) -> Iterator[tuple[Trace, np.ndarray]]:
-    """Parts of whole sequences with about CHUNK rows, and the numbers of their sequences."""
+def _chunks(trace: Trace) -> Iterator[tuple[Trace, np.ndarray, np.ndarray]]:
+    """Parts of whole sequences with about CHUNK rows, the numbers of their sequences, and of their tokens."""
     sizes = np.diff(trace.seq_offsets)
     group = np.cumsum(sizes) // CHUNK
     for number in np.unique(group):
         sequences = np.flatnonzero((group == number) & (sizes > 0))
         if len(sequences):
-            yield trace.select(sequences), sequences
+            spans = [np.arange(trace.seq_offsets[s], trace.seq_offsets[s + 1]) for s in sequences]
+            yield trace.select(sequences), sequences, np.concatenate(spans)
 
 
 def _by_trace(
@@ -156,84 +151,25 @@ def _by_event(
 
 def _targets(
     part: Trace, rows_P: np.ndarray, sequence_P: np.ndarray, layer: int, horizon: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Passes whose target exists and was recorded, their routed experts [P', K] and gate shares [P', K]."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Passes whose target exists and was recorded, and the token [P'] that each of their forecasts speaks of."""
     at_P = rows_P
     keep_P = np.ones(len(rows_P), bool)
     if horizon == 0:
         at_P = np.r_[rows_P[1:], rows_P[:1]]
         keep_P = np.r_[sequence_P[1:] == sequence_P[:-1], False]
-    ids_PK = part.expert_ids[at_P, layer]
-    passes = np.flatnonzero(keep_P & (ids_PK < part.header.num_experts).all(1))
+    passes = np.flatnonzero(keep_P & (part.expert_ids[at_P, layer] < part.header.num_experts).all(1))
+    return passes, at_P[passes]
+
+
+def _target(part: Trace, at_P: np.ndarray, layer: int, cluster_P: np.ndarray, cell_P: np.ndarray) -> Target:
+    ids_PK = part.expert_ids[at_P, layer].astype(np.int64)
+    logits_PE = None if part.router_logits is None else part.router_logits[at_P, layer]
     if part.weights is None:
-        return passes, ids_PK[passes].astype(np.int64), None
-    weights_PK = part.weights[at_P[passes], layer].astype(np.float64)
+        return Target(ids_PK, None, logits_PE, cluster_P, cell_P)
+    weights_PK = part.weights[at_P, layer].astype(np.float64)
     total_P1 = weights_PK.sum(1, keepdims=True)
     share_PK = np.divide(
         weights_PK, total_P1, out=np.full_like(weights_PK, 1 / weights_PK.shape[1]), where=total_P1 > 0
     )
-    return passes, ids_PK[passes].astype(np.int64), share_PK
-
-
-def _empty(widths: list[int], trace: Trace) -> Tally:
-    shape, experts = (len(widths), trace.sequences), trace.header.num_experts
-    zeros = [np.zeros(experts, np.int64) for _ in range(3)]
-    return Tally({name: np.zeros(shape) for name in RATIOS}, np.zeros(shape[1]), np.zeros(shape[1]), *zeros)
-
-
-def _score(
-    tally: Tally, probs_PE: np.ndarray, ids_PK: np.ndarray, share_PK: np.ndarray | None, sequence_P: np.ndarray,
-    widths: list[int], top_k: int,
-) -> None:  # fmt: skip
-    passes, experts = probs_PE.shape
-    sequences = len(tally.count_S)
-    true_PE = np.zeros((passes, experts), bool)
-    np.put_along_axis(true_PE, ids_PK, True, axis=1)
-    named_PW = np.argsort(-probs_PE, axis=1, kind="stable")[:, : widths[-1]]
-    found_PW = np.take_along_axis(true_PE, named_PW, axis=1)
-    hits_PW = np.cumsum(found_PW, axis=1)
-    mass_PW = None
-    if share_PK is not None:
-        share_PE = np.zeros((passes, experts))
-        np.put_along_axis(share_PE, ids_PK, share_PK, axis=1)
-        mass_PW = np.cumsum(np.take_along_axis(share_PE, named_PW, axis=1), axis=1)
-    for i, width in enumerate(widths):
-        hits_P = hits_PW[:, width - 1]
-        tally.sums["recall"][i] += np.bincount(sequence_P, hits_P, sequences)
-        tally.sums["exact"][i] += np.bincount(sequence_P, hits_P == top_k, sequences)
-        if mass_PW is not None:
-            tally.sums["mass"][i] += np.bincount(sequence_P, mass_PW[:, width - 1], sequences)
-    tally.count_S += np.bincount(sequence_P, minlength=sequences)
-    tally.top1_S += np.bincount(sequence_P, named_PW[:, 0] == ids_PK[:, 0], sequences)
-    named = named_PW[:, :top_k]
-    tally.hit_E += np.bincount(named[found_PW[:, :top_k]], minlength=experts)
-    tally.named_E += np.bincount(named.ravel(), minlength=experts)
-    tally.true_E += np.bincount(ids_PK.ravel(), minlength=experts)
-
-
-def _rows(
-    layer: int, horizon: int, tally: Tally, widths: list[int], top_k: int, weighted: bool
-) -> Iterator[dict[str, Any]]:
-    count = int(tally.count_S.sum())
-    common = {"layer": layer, "case": "layer" if horizon else "token", "horizon": horizon, "count": count}
-
-    def row(metric: str, width: int, numerators: np.ndarray, denominators: np.ndarray) -> dict[str, Any]:
-        sums = {"numerators": numerators, "denominators": denominators}
-        return common | {"metric": metric, "width": width, "value": _ratio(numerators, denominators)} | sums
-
-    for metric in RATIOS:
-        if metric == "mass" and not weighted:
-            continue
-        for i, width in enumerate(widths):
-            denominators = tally.count_S * (top_k if metric == "recall" else 1)
-            yield row(metric, width, tally.sums[metric][i], denominators)
-    yield row("top1", 1, tally.top1_S, tally.count_S)
-    both_E = tally.named_E + tally.true_E
-    f1_E = np.divide(2 * tally.hit_E, both_E, out=np.zeros(len(both_E)), where=both_E > 0)
-    value = float(f1_E.mean()) if count else float("nan")
-    yield common | {"metric": "f1", "width": top_k, "value": value, "numerators": None, "denominators": None}
-
-
-def _ratio(numerators: np.ndarray, denominators: np.ndarray) -> float:
-    total = float(denominators.sum())
-    return float(numerators.sum()) / total if total else float("nan")
+    return Target(ids_PK, share_PK, logits_PE, cluster_P, cell_P)

@@ -11,8 +11,9 @@ from rgpu.contracts import Forecast
 from rgpu.errors import InputError
 from rgpu.predictors.previous_token import PreviousToken
 from rgpu.replay import prediction
-from rgpu.replay.prediction import evaluate, over_layers, speaking_passes
-from rgpu.traces.trace import DECODE, PADDING, Trace
+from rgpu.replay.prediction import evaluate, speaking_passes
+from rgpu.replay.scores import over_layers
+from rgpu.traces.trace import DECODE, PADDING, Trace, TraceHeader
 from rgpu.types import RoutingEvent
 from tests.predicting import EXPERTS, LAYERS, TOP_K, learnable_trace
 
@@ -111,7 +112,12 @@ def test_rows_cover_layers_horizons_widths() -> None:
         *((layer, 0) for layer in range(LAYERS)),
     }
     assert {r["width"] for r in rows if r["metric"] == "recall"} == {2, 4, 6, 8}
-    assert {r["metric"] for r in rows} == {"recall", "exact", "mass", "top1", "f1"}
+    wide = {"recall", "precision", "f1_micro", "accuracy", "exact", "mass", "miss_bytes"}
+    assert {r["metric"] for r in rows} == wide | {"top1", "f1", "log_loss", "ece"}
+    assert {r["width"] for r in rows if r["metric"] in ("log_loss", "ece")} == {None}
+    tied = {"tied", "ceiling"}
+    logits = learnable_trace(logits=True)
+    assert tied < {r["metric"] for r in evaluate(PreviousToken().fit(logits), logits)}
     full = [r["value"] for r in rows if r["metric"] in ("recall", "exact", "mass") and r["width"] == EXPERTS]
     assert np.allclose(full, 1)
 
@@ -131,7 +137,7 @@ def test_events_and_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(prediction, "CHUNK", 40)
     for other in (evaluate(predictor, trace), evaluate(predictor, trace, events=True)):
         for a, b in zip(whole, other, strict=True):
-            assert a["value"] == b["value"]
+            assert a["value"] == pytest.approx(b["value"], rel=1e-12)
             assert a["numerators"] is None or np.allclose(a["numerators"], b["numerators"], rtol=1e-12, atol=0)
 
 
@@ -154,9 +160,25 @@ def test_unrecorded_targets_do_not_count() -> None:
     assert pick(holed, horizon=1, **at)["count"] == pick(full, horizon=1, **at)["count"] - 1
 
 
-def test_no_weights_no_mass() -> None:
-    rows = evaluate(Noise(), replace(learnable_trace(), weights=None))
-    assert "mass" not in {r["metric"] for r in rows}
+def test_no_weights_no_mass_no_sizes_no_bytes() -> None:
+    trace = learnable_trace()
+    header = TraceHeader(**{**trace.header.to_json(), "expert_bytes": []})
+    rows = evaluate(Noise(), replace(trace, weights=None, header=header))
+    assert {"mass", "miss_bytes"}.isdisjoint(r["metric"] for r in rows)
+
+
+def test_cells_part_what_the_whole_counts() -> None:
+    trace = learnable_trace()
+    cells = np.arange(trace.tokens) % 3 - 1  # every third token is left out
+    whole, parts = (evaluate(Noise(), trace, horizons=1, cells_N=c) for c in (np.maximum(cells, 0), cells))
+    kept = (cells >= 0)[speaking_passes(trace)[0]].sum()
+    for metric in ("recall", "log_loss"):
+        at = {"metric": metric, "layer": 2, "horizon": 1, "width": TOP_K if metric == "recall" else None}
+        assert pick(parts, cell=1, **at)["numerators"].tolist() == pick(whole, cell=1, **at)["numerators"].tolist()
+        assert pick(parts, cell=0, **at)["count"] + pick(parts, cell=1, **at)["count"] == kept
+        assert len(pick(parts, cell=0, **at)["numerators"]) == trace.sequences
+    with pytest.raises(InputError, match="one for each of"):
+        evaluate(Noise(), trace, cells_N=cells[1:])
 
 
 def test_a_prompt_counts_once_and_padding_never() -> None:
