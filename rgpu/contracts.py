@@ -45,7 +45,12 @@ class LinearForecast(Protocol):
 
 
 class Planner(Protocol):
-    """Turns a forecast into ordered loads. `resident_LE` bool: what is (logically) resident now."""
+    """Turns a forecast into ordered loads. `resident_LE` bool: what is (logically) resident now.
+
+    Never a resident or a key twice, nothing for an empty forecast, and the same loads for the same calls in the same order:
+    a planner that keeps state is built anew for each run. One that learns from what was routed also has `observe(event)`,
+    called with every event before its `plan`.
+    """
 
     def plan(self, forecast: Forecast, resident_LE: np.ndarray) -> list[ExpertKey]: ...
 

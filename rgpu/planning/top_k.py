@@ -7,7 +7,7 @@ Legend: H rows of a forecast, L MoE layers, E experts.
 import numpy as np
 
 from rgpu.contracts import Forecast
-from rgpu.errors import InputError
+from rgpu.planning.rows import check, most_likely, nearest_rows
 from rgpu.types import ExpertKey
 
 
@@ -15,9 +15,7 @@ class TopK:
     """The `width` most likely experts of each of the next `horizon` layers, with `next_token` of that row too."""
 
     def __init__(self, width: int, horizon: int = 1, next_token: bool = False) -> None:
-        for name, value, low in (("width", width, 1), ("horizon", horizon, 0)):
-            if value < low:
-                raise InputError(f"planner top_k: got {name} {value}; expected {low} or more; set planner.{name}")
+        check("top_k", ("width", width, 1, np.inf), ("horizon", horizon, 0, np.inf))
         self.width, self.horizon, self.next_token = width, horizon, next_token
 
     def plan(self, forecast: Forecast, resident_LE: np.ndarray) -> list[ExpertKey]:
@@ -26,13 +24,9 @@ class TopK:
         Residents are dropped after the choice, so a row gives at most `width` loads and never reaches past its first
         `width` candidates; an expert of probability 0 is no candidate.
         """
-        now = np.flatnonzero(forecast.tokens_ahead == 0)
-        rows = now[np.argsort(forecast.layers[now], kind="stable")][: self.horizon].tolist()
-        if self.next_token:
-            rows += np.flatnonzero(forecast.tokens_ahead == 1).tolist()
         loads: list[ExpertKey] = []
-        for row in rows:
-            layer, probs_E = int(forecast.layers[row]), forecast.probs_HE[row]
-            likely = np.argsort(-probs_E, kind="stable")[: self.width]
-            loads += [ExpertKey(layer, int(e)) for e in likely if probs_E[e] > 0 and not resident_LE[layer, e]]
+        for row in nearest_rows(forecast, self.horizon, self.next_token):
+            layer = int(forecast.layers[row])
+            likely = most_likely(forecast.probs_HE[row])[: self.width]
+            loads += [ExpertKey(layer, int(e)) for e in likely if not resident_LE[layer, e]]
         return loads

@@ -26,7 +26,9 @@ class Traits:
     staging slots come out of the budget. `needs_future`: clairvoyant. `bound`: an offline bound, never run live.
     `weights`: needs gate weights. `feature`: what
     `on_event` gets: "" nothing, "router" the router's probabilities, "hidden" the router's input (see replay.events).
-    `calibration`: needs a trace to calibrate on. `demand`: loads only what was just missed."""
+    `calibration`: needs a trace to calibrate on. `demand`: loads only what was just missed. `forecast`: before an event is
+    decided f[pool, 0, key] holds the newest forecast of each key, the chance that its layer's next event routes it (0
+    without a predictor)."""
 
     rows: int = 0
     frows: int = 0
@@ -38,6 +40,7 @@ class Traits:
     calibration: bool = False
     signatures: int = 0
     demand: bool = True
+    forecast: bool = False
 
 
 @dataclass(frozen=True, slots=True)

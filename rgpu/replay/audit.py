@@ -247,6 +247,8 @@ def decided_by(file: LogFile, policy: Policy, *, seed: int = 0) -> DecisionLog:
     lacking = "a calibration trace" if traits.calibration else f"{traits.feature} features" if traits.feature else ""
     if not lacking and traits.weights and not events.weights.any():
         lacking = "gate weights"
+    if traits.forecast:
+        lacking = "forecasts"
     if lacking or not traits.demand:
         what = lacking or "its own clock of proactive loads"
         raise InputError(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rgpu.contracts import Planner, Predictor
+from rgpu.contracts import Forecast, Planner, Predictor
 from rgpu.errors import InputError
 from rgpu.policies.loop import (
     BYPASS,
@@ -100,6 +100,7 @@ class Controller:
         self._where, self._stamp = np.zeros(experts, np.int64), 1
         self._plog = np.zeros((max(self.layout.main), 4), np.int64)
         self._last: RoutingEvent | None = None
+        self._forecast: Forecast | None = None
         self._wishes: list[Decision] = []
 
     @property
@@ -178,6 +179,8 @@ class Controller:
             self._stamp += 3
             experts = experts[:n].copy()
         keys = experts + np.int32(self.layout.base[event.layer])
+        if self.policy.traits.forecast and self.predictor is not None:
+            self._foresee(self.predictor, event)
         feature = np.zeros((1, 0), np.float32)
         if self.feature:
             feature = event_feature(self.feature, ids_TK, weights_TK, event.hidden_TD, event.logits_TE,
@@ -204,16 +207,28 @@ class Controller:
         out, self._wishes = self._wishes, []
         if self.predictor is None or self.planner is None or self._last is None:
             return out
-        event = self._last
-        self.predictor.observe(event)
+        event, forecast = self._last, self._forecast
+        if forecast is None:
+            self.predictor.observe(event)
+            forecast = self.predictor.predict()
+        if hasattr(self.planner, "observe"):
+            self.planner.observe(event)
         wanted: dict[int, list[int]] = {}
-        for key in self.planner.plan(self.predictor.predict(), self.resident_LE()):
+        for key in self.planner.plan(forecast, self.resident_LE()):
             wanted.setdefault(self.pool_of(key.layer), []).append(int(self.layout.base[key.layer]) + key.expert)
         for pool, keys in wanted.items():
             kind = PREFETCH_BUSY if pool == self.pool_of(event.layer) else PREFETCH
             unique = np.asarray(list(dict.fromkeys(keys)), np.int32)
             out.append(self._proactive(pool, kind, unique, event.layer, event.pass_id))
         return out
+
+    def _foresee(self, predictor: Predictor, event: RoutingEvent) -> None:
+        """One forecast for eviction and prefetch: made once the routing is known, before anything is evicted for it."""
+        predictor.observe(event)
+        self._forecast = forecast = predictor.predict()
+        for layer, probs_E in zip(forecast.layers.tolist(), forecast.probs_HE, strict=True):
+            first = int(self.layout.base[layer])
+            self._f[self.pool_of(layer), 0, first : first + self.shape.experts] = probs_E
 
     def _step(
         self, pool: int, kind: int, keys: np.ndarray, mass: np.ndarray, touch: np.ndarray, feature: np.ndarray

@@ -1,0 +1,27 @@
+"""`rgpu generate` with every planner: live decisions and their replay agree, and the text is the resident model's."""
+
+from pathlib import Path
+
+import pytest
+
+import rgpu.conf
+from tests.live_models import build
+from tests.unit.runtime.generating import generate, with_tokenizer
+
+PLANNERS = sorted(p.stem for p in (Path(rgpu.conf.__file__).parent / "planner").glob("*.yaml"))
+pytestmark = pytest.mark.usefixtures("stores")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return with_tokenizer(build("qwen3_moe", tmp_path_factory.mktemp("planned")))
+
+
+@pytest.mark.parametrize("policy", ["lru", "joint_forecast"])
+@pytest.mark.parametrize("planner", PLANNERS)
+def test_live_and_replay_agree(folder: Path, planner: str, policy: str) -> None:
+    got = generate(
+        folder, "predictor=gate_lookahead", f"planner={planner}", f"policy={policy}", "pool.slots=4", "verify=true"
+    )
+    assert got["identical_tokens"] is got["identical_logits"] is got["identical_decisions"] is True
+    assert got["loads"] == got["demand_loads"] + got["proactive_loads"]
