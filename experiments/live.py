@@ -68,6 +68,11 @@ def set_up(cfg: DictConfig) -> Setup:
     feature = policy.traits.feature
     if feature and calibration is not None:
         feature = available(feature, calibration, policy.name)
+    if fitted is not None and getattr(fitted, "clairvoyant", False):
+        raise InputError(
+            f"predictor {fitted.name}: got a predictor that reads the future; expected one that can run live, such as "
+            "previous_token; score it on a trace with rgpu train"
+        )
     hidden = feature == "hidden" or "hidden" in getattr(fitted, "needs", ())
     logs = bool(cfg.verify or cfg.profile_out is not None)
     profile = None if cfg.profile is None else Path(cfg.profile)

@@ -56,6 +56,7 @@ class BasePredictor:
     name = ""
     learns: bool = True  # False: `fit(None)` takes everything it needs from elsewhere, so no calibration trace
     needs: tuple[str, ...] = ()  # optional arrays of a trace without which neither fit nor predict works
+    clairvoyant: bool = False  # True: reads what is still to come, so it is for replay alone
 
     def __init__(self, horizon: int = 4) -> None:
         self.horizon = horizon

@@ -40,7 +40,8 @@ class RoutingEvent:
 
     `experts_TK` int16 in rank order (-1: given up by a lossy run); `weights_TK` float32 gate weights; `hidden_TD` float32
     input of the router; `logits_TE` float32 router logits. Floats are already rounded to the dtype a trace stores, so that
-    live and replay decide on the same numbers. `phase_T` uint8: 0 prompt, 1 decode, 2 padding row.
+    live and replay decide on the same numbers. `phase_T` uint8: 0 prompt, 1 decode, 2 padding row; `token_T` int32: the
+    tokens that the rows are of (-1: the model was given embeddings).
     """
 
     layer: int
@@ -50,6 +51,7 @@ class RoutingEvent:
     hidden_TD: np.ndarray | None = None
     logits_TE: np.ndarray | None = None
     phase_T: np.ndarray | None = None
+    token_T: np.ndarray | None = None
 
 
 GATES = ("silu", "gelu_tanh", "gpt_oss")

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 import rgpu.conf
+from rgpu.replay.prediction import evaluate
 from rgpu.traces.trace import DECODE, PROMPT, Trace, TraceHeader
 
 FOLDER = Path(rgpu.conf.__file__).parent / "predictor"
@@ -48,6 +49,7 @@ def learnable_trace(seed: int = 0, sequences: int = 6, tokens: int = 30, logits:
         np.tile(np.arange(tokens, dtype=np.int32), sequences), passes.astype(np.int32),
         weights=(chosen / chosen.sum(2, keepdims=True)).astype(np.float16), phase=phase.astype(np.uint8), hidden=stored,
         router_logits=scores.astype(np.float16) if logits else None,
+        token_ids=stored[:, 0, :6].argmax(1).astype(np.int32),  # says something about the routing
     )  # fmt: skip
 
 
@@ -74,3 +76,33 @@ def make(name: str, folder: Path, **overrides: Any) -> Any:
     if "model" in cfg:
         cfg.model = str(write_checkpoint(folder / "checkpoint"))
     return instantiate(cfg, **overrides)
+
+
+def routing_trace(
+    ids: np.ndarray, experts: int, length: int, tokens: np.ndarray | None = None, domains: list[str] | None = None
+) -> Trace:
+    """Given ids [N, L, K] in sequences of `length` tokens, each its own decode pass."""
+    count, layers, top_k = ids.shape
+    domains = domains or ["toy"] * (count // length)
+    metas: list[dict[str, Any]] = [{"domain": d, "document": f"d{s}"} for s, d in enumerate(domains)]
+    return Trace(
+        TraceHeader("toy", experts, top_k, list(range(layers)), expert_bytes=[64] * layers, sequences=metas),
+        ids.astype(np.uint8), np.arange(count // length + 1, dtype=np.int64) * length,
+        np.tile(np.arange(length, dtype=np.int32), count // length), np.arange(count, dtype=np.int32),
+        phase=np.full(count, DECODE, np.uint8), token_ids=None if tokens is None else tokens.astype(np.int32),
+    )  # fmt: skip
+
+
+def choices(rng: np.random.Generator, count: int, experts: int, top_k: int) -> np.ndarray:
+    """[N, K]: different experts, uniformly at random."""
+    return rng.permuted(np.tile(np.arange(experts), (count, 1)), axis=1)[:, :top_k]
+
+
+def recall_at_k(predictor: Any, trace: Trace) -> dict[int, float]:
+    """By horizon (0: next token), over all layers."""
+    rows = [r for r in evaluate(predictor, trace) if r["metric"] == "recall" and r["width"] == trace.header.top_k]
+    sums = {h: [r for r in rows if r["horizon"] == h] for h in {r["horizon"] for r in rows}}
+    return {
+        h: float(sum(r["numerators"].sum() for r in some) / sum(r["denominators"].sum() for r in some))
+        for h, some in sums.items()
+    }

@@ -27,10 +27,11 @@ def routing_events(trace: Any) -> Iterator[RoutingEvent]:
         hidden = None if trace.hidden is None else trace.hidden[rows].astype(np.float32)
         logits = None if trace.router_logits is None else trace.router_logits[rows].astype(np.float32)
         phase = None if trace.phase is None else trace.phase[rows]
+        tokens = None if trace.token_ids is None else trace.token_ids[rows]
         for layer in range(trace.layers):
             yield RoutingEvent(
                 layer, int(number), ids[:, layer],
                 None if weights is None else np.ascontiguousarray(weights[:, layer]),
                 None if hidden is None else np.ascontiguousarray(hidden[:, layer]),
-                None if logits is None else np.ascontiguousarray(logits[:, layer]), phase,
+                None if logits is None else np.ascontiguousarray(logits[:, layer]), phase, tokens,
             )  # fmt: skip

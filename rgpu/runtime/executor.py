@@ -92,6 +92,7 @@ class PoolExecutor:
             weights_TK=_as_stored(weights_TK),
             hidden_TD=None if hidden_TD is None else _as_stored(hidden_TD),
             phase_T=None if info is None else info.phase_T,
+            token_T=None if info is None else info.token_T,
         )
 
     def _read(

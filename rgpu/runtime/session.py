@@ -290,5 +290,6 @@ def sample_event(shape: MoEShape, hidden: bool) -> RoutingEvent:
     """A decode event of layer 0 such as a model of this shape gives, for compiling what decides before it is timed."""
     ids_TK = np.arange(shape.top_k, dtype=np.int16)[None]
     hidden_TD = np.zeros((1, shape.hidden), np.float32) if hidden else None
-    phase_T = np.full(1, DECODE, np.uint8)
-    return RoutingEvent(0, 0, ids_TK, np.ones(ids_TK.shape, np.float32), hidden_TD, phase_T=phase_T)
+    phase_T, token_T = np.full(1, DECODE, np.uint8), np.zeros(1, np.int32)
+    weights_TK = np.ones(ids_TK.shape, np.float32)
+    return RoutingEvent(0, 0, ids_TK, weights_TK, hidden_TD, phase_T=phase_T, token_T=token_T)

@@ -15,7 +15,7 @@ from rgpu.predictors.hidden import HiddenPredictor
 from rgpu.replay.prediction import evaluate, speaking_passes
 from rgpu.replay.stream import routing_events
 from rgpu.traces.split import split
-from rgpu.traces.trace import Trace, TraceHeader
+from rgpu.traces.trace import OPTIONAL, Trace, TraceHeader
 from tests.predicting import EXPERTS, FOLDER, LAYERS, TOP_K, learnable_trace, make
 
 NAMES = sorted(p.stem for p in FOLDER.glob("*.yaml"))
@@ -136,15 +136,15 @@ def test_not_fitted_is_one_line(name: str, tmp_path: Path, trace: Trace) -> None
 
 def test_inputs_it_needs_are_named(name: str, tmp_path: Path, trace: Trace) -> None:
     predictor = make(name, tmp_path)
-    bare = replace(trace, hidden=None)
-    if "hidden" not in predictor.needs:
-        assert evaluate(predictor.fit(bare), bare)
-        return
-    with pytest.raises(InputError, match="needs the array 'hidden'"):
-        predictor.fit(bare)
-    predictor.fit(trace)
-    with pytest.raises(InputError, match="no hidden state"):
-        predictor.observe(next(routing_events(bare)))
+    bare = replace(trace, **{array: None for array in OPTIONAL if array not in ("phase", *predictor.needs)})
+    assert evaluate(predictor.fit(bare), bare)
+    for array, what in (("hidden", "no hidden state"), ("token_ids", "no token ids")):
+        if array in predictor.needs:
+            less = replace(trace, **{array: None})
+            with pytest.raises(InputError, match=f"needs the array '{array}'"):
+                make(name, tmp_path).fit(less)
+            with pytest.raises(InputError, match=what):
+                predictor.observe(next(routing_events(less)))
 
 
 def test_beats_naming_experts_at_random(name: str, tmp_path: Path, trace: Trace) -> None:

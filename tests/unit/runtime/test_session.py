@@ -89,10 +89,13 @@ class Wild:
 
     def __init__(self) -> None:
         self.random = np.random.default_rng(0)
+        self.seen: list[tuple[int, int, list[int]]] = []
 
     def reset(self) -> None: ...
 
-    def observe(self, event: RoutingEvent) -> None: ...
+    def observe(self, event: RoutingEvent) -> None:
+        assert event.token_T is not None
+        self.seen.append((event.layer, event.pass_id, event.token_T.tolist()))
 
     def predict(self) -> Forecast:
         return Forecast(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, EXPERTS), np.float32))
@@ -114,6 +117,7 @@ def test_prefetch_changes_no_bit(
     replayed = Controller(policy, live.shape, pool, predictor=again, planner=again, **arguments)
     replay_events(replayed, routing_events(trace))
     assert replayed.log == live.log
+    assert again.seen == wild.seen[-len(again.seen) :]
     assert (replayed.hits, replayed.prefetch_hits) == (live.hits, live.prefetch_hits)
 
 

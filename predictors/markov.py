@@ -1,0 +1,66 @@
+"""Markov: which experts followed each of those just routed, some layers on and at the same layer of the next token.
+
+Source: the expert transition tables of ST-MoE (arXiv 2606.15453); that ids alone carry little from layer to layer on some
+models is a finding of others (ml-explore/mlx-lm issue 1588), which these tables let one check on a trace.
+Legend: N rows, L MoE layers, H rows of a forecast, E experts, K top-k.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from rgpu.errors import InputError
+from rgpu.predictors.popularity import popularity
+from rgpu.predictors.routed import Parent, RoutedPredictor, conditional, real_rows, successors
+from rgpu.traces.trace import Trace
+
+
+class Markov(RoutedPredictor):
+    """P(expert at the target | expert here), mean over the K experts routed here; rows sum to K.
+
+    `smoothing`: tokens' worth of popularity that each row of a table is shrunk by; null tables (never seen) are popularity.
+    """
+
+    name = "markov"
+
+    def __init__(self, horizon: int = 4, smoothing: float = 8.0) -> None:
+        super().__init__(horizon)
+        self.smoothing = smoothing
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        check_smoothing(self.name, self.smoothing)
+
+    def _fit(self, part: Trace, checkpoint: Path | None) -> dict[str, np.ndarray]:
+        popular_LE = popularity(part)
+        layers, experts = popular_LE.shape
+        rows, (before, after) = real_rows(part), successors(part)
+        chance_LHEE = np.zeros((layers, self.horizon + 1, experts + 1, experts), np.float32)
+        for layer in range(layers):
+            targets, ahead = self.targets(layer)
+            for h, target in enumerate(targets):
+                one, other = (before, after) if ahead[h] else (rows, rows)
+                chance_LHEE[layer, h, :experts] = conditional(
+                    part.expert_ids[one, layer], part.expert_ids[other, target], popular_LE[target], self.smoothing
+                )
+                chance_LHEE[layer, h, experts] = popular_LE[target]  # an expert that is not known
+        return {"chance_LHEE": np.minimum(chance_LHEE, np.float32(1))}
+
+    def _parents(self, layer: int) -> list[Parent]:
+        return [(layer, 0)]
+
+    def _combine(self, layer: int, ids: list[np.ndarray]) -> np.ndarray:
+        rows = len(self.targets(layer)[0])
+        chance_HEE, (ids_NK,) = self.tensors_["chance_LHEE"][layer, :rows], ids
+        total_NHE = np.zeros((len(ids_NK), rows, self.schema_.experts), np.float32)
+        for h in range(rows):
+            for k in range(ids_NK.shape[1]):
+                total_NHE[:, h] += chance_HEE[h, ids_NK[:, k]]
+        return total_NHE / np.float32(ids_NK.shape[1])
+
+
+def check_smoothing(name: str, smoothing: float) -> None:
+    if not smoothing > 0:
+        raise InputError(
+            f"predictor {name}: got smoothing {smoothing}; expected a number above 0; set predictor.smoothing"
+        )

@@ -1,0 +1,69 @@
+"""Tables from a key (a token id, a pair of them) to chances of experts: the likeliest few a layer, the rest backed off.
+
+Legend: N rows, V keys, L MoE layers, E experts, W experts kept a key and layer, G rows that share a key.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+Values = Callable[[int, np.ndarray], np.ndarray]  # (layer, rows) -> float32 [rows, E]
+STEP = 16384  # rows averaged together: bounds memory
+
+
+def make_table(
+    key_N: np.ndarray, values: Values, layers: int, top_k: int, smoothing: float, keys: int, width: int
+) -> dict[str, np.ndarray]:
+    """Mean of `values` over the rows of each key, as `apply_table` reads it: at most `keys` of them, the most frequent.
+
+    A key seen n times gives an expert (its sum + `smoothing` * what it backs off to) / (n + `smoothing`). Of the sums the
+    `width` largest a layer are kept; what the others held goes to the back-off too, so that chances still sum to K.
+    """
+    order = np.argsort(key_N, kind="stable")
+    found_V, first_V, count_V = np.unique(key_N[order], return_index=True, return_counts=True)
+    kept = np.sort(np.argsort(-count_V, kind="stable")[:keys])
+    found_V, first_V, count_V = found_V[kept], first_V[kept], count_V[kept]
+    spans = [order[first : first + count] for first, count in zip(first_V, count_V, strict=True)]
+    rest_VL = np.zeros((len(kept), layers), np.float32)
+    expert_VLW = np.zeros((len(kept), layers, width), np.int32)
+    chance_VLW = np.zeros((len(kept), layers, width), np.float32)
+    size_V = count_V + smoothing
+    for layer in range(layers):
+        sum_VE = _sums(spans, layer, values)
+        top_VW = np.argsort(-sum_VE, axis=1, kind="stable")[:, :width]
+        top_sum_VW = np.take_along_axis(sum_VE, top_VW, axis=1)
+        lost_V = count_V * top_k - top_sum_VW.sum(1)
+        expert_VLW[:, layer], chance_VLW[:, layer] = top_VW, top_sum_VW / size_V[:, None]
+        rest_VL[:, layer] = (smoothing + np.maximum(lost_V, 0) / top_k) / size_V
+    return {"key_V": found_V.astype(np.int64), "rest_VL": rest_VL, "expert_VLW": expert_VLW, "chance_VLW": chance_VLW}
+
+
+def _sums(spans: list[np.ndarray], layer: int, values: Values) -> np.ndarray:
+    """float64 [V, E]: the values of each span of rows, summed."""
+    sums, start = [], 0
+    while start < len(spans):
+        stop, rows = start + 1, len(spans[start])
+        while stop < len(spans) and rows + len(spans[stop]) <= STEP:
+            rows += len(spans[stop])
+            stop += 1
+        some = spans[start:stop]
+        at = np.cumsum([0, *(len(span) for span in some[:-1])])
+        sums.append(np.add.reduceat(values(layer, np.concatenate(some)).astype(np.float64), at, axis=0))
+        start = stop
+    return np.concatenate(sums) if sums else np.zeros((0, 1))
+
+
+def apply_table(table: dict[str, np.ndarray], key_N: np.ndarray, layer: int, back_off_NE: np.ndarray) -> np.ndarray:
+    """float32 [N, E]: chances at `layer` for each key; unknown keys back off wholly. Row n depends on row n alone."""
+    key_V = table["key_V"]
+    if not len(key_V):
+        return back_off_NE
+    at_N = np.minimum(np.searchsorted(key_V, key_N), len(key_V) - 1)
+    known_N = key_V[at_N] == key_N
+    rest_N = np.where(known_N, table["rest_VL"][at_N, layer], np.float32(1))
+    chance_NE = back_off_NE * rest_N[:, None]
+    expert_NW = table["expert_VLW"][at_N, layer]
+    add_NW = np.where(known_N[:, None], table["chance_VLW"][at_N, layer], np.float32(0))
+    own_NW = np.take_along_axis(chance_NE, expert_NW, axis=1)
+    np.put_along_axis(chance_NE, expert_NW, np.minimum(own_NW + add_NW, np.float32(1)), axis=1)
+    return chance_NE
