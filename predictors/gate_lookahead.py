@@ -3,129 +3,132 @@
 Source: Eliseev and Mazur 2023 (arXiv 2312.17238, section 3.2, "speculative loading"); Fate (arXiv 2502.12224) and
 MoE-APEX (arXiv 2411.01433, figure 8) measure it. It works because residual streams change slowly from layer to layer.
 Without training the current hidden says nothing better about the next token than the current layer's own router, so
-that row is its output: the top-k is what was just routed, continued beyond k by the near misses.
+that row is its output: the top-k is what was just routed, continued beyond k by the near misses. What is known to come
+between the layers may be put in (`form`, see `lookahead_forms`).
 """
 
-import json
-import re
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from rgpu.errors import InputError
-from rgpu.predictors.base import Schema
+from rgpu.predictors.base import Schema, speaking_rows
+from rgpu.predictors.checkpoint_parts import config_of, read_routers, routers_of
 from rgpu.predictors.hidden import HiddenPredictor, top_k_share
+from rgpu.predictors.lookahead_forms import FORMS, FROM_TRACE, SHARED_PARTS, form_tensors, routed_mean, shared_output
 from rgpu.traces.split import Split
 from rgpu.traces.trace import Trace
+from rgpu.types import RoutingEvent
 
-ROUTER = re.compile(r"layers\.(\d+)\.(?:mlp\.gate|mlp\.router|block_sparse_moe\.gate)\.weight$")
+__all__ = ["GateLookahead", "read_routers", "routers_of"]
 
 
 class GateLookahead(HiddenPredictor):
     """Probabilities are K times the softmax of the router's logits, at most 1. Needs hidden states.
 
     `model`: transformers checkpoint directory whose routers are read (softmax top-k routers without selection bias).
-    `fit` without a trace takes everything from that directory.
+    `form`: `raw` or one of `lookahead_forms`. `fit` without a trace takes everything from the directory, where the form
+    is `raw` or `next_norm`; the others need a calibration trace.
     """
 
     name = "gate_lookahead"
     learns = False
 
-    def __init__(self, model: str | Path = "assets/reference", horizon: int = 4) -> None:
+    def __init__(self, model: str | Path = "assets/reference", horizon: int = 4, form: str = "raw") -> None:
         super().__init__(horizon)
-        self.model = str(model)
+        self.model, self.form = str(model), form
+        self.learns = form in FROM_TRACE
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        if self.form not in FORMS:
+            raise InputError(
+                f"predictor {self.name}: got form {self.form!r}; expected one of {', '.join(FORMS)}; set predictor.form"
+            )
 
     def fit(self, trace: Trace | None = None, split: Split | None = None, checkpoint: Path | None = None) -> Self:
         if trace is not None:
             return super().fit(trace, split, checkpoint)
         self._check_parameters()
+        if self.form in FROM_TRACE:
+            raise InputError(
+                f"predictor {self.name}: got form {self.form} and no trace; expected one to calibrate on; give a trace"
+            )
         weight_LED, bias_LE = read_routers(self.model)
         layers, experts, hidden = weight_LED.shape
-        top_k = int(_config(Path(self.model))["num_experts_per_tok"])
+        top_k = int(config_of(Path(self.model))["num_experts_per_tok"])
         self.schema_ = Schema(self.model, "", layers, experts, top_k, hidden)
-        self.tensors_ = {"router_LED": weight_LED, "bias_LE": bias_LE}
+        self.tensors_ = {"router_LED": weight_LED, "bias_LE": bias_LE, **form_tensors(self.form, self.model, None)}
         self.reset()
         return self
 
     def _fit(self, part: Trace, checkpoint: Path | None) -> dict[str, np.ndarray]:
         weight_LED, bias_LE = routers_of(self.model, self.schema_)
-        return {"router_LED": weight_LED, "bias_LE": bias_LE}
+        return {"router_LED": weight_LED, "bias_LE": bias_LE, **form_tensors(self.form, self.model, part)}
 
     def _map(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         layers, _ = self.targets(layer)
-        weight_MD = self.tensors_["router_LED"][layers].reshape(-1, self.schema_.hidden)
-        return weight_MD.T, self.tensors_["bias_LE"][layers].ravel()
+        weight_HED, bias_HE = self.tensors_["router_LED"][layers], self.tensors_["bias_LE"][layers].copy()
+        if self.form != "raw":
+            inner_HED = self._from_stream(layers)
+            # the norm of this layer is undone, except in the last row, which is this layer's own router
+            weight_HED = np.concatenate([(inner_HED / self.tensors_["norm_LD"][layer])[:-1], weight_HED[-1:]])
+            for h in range(len(layers) - 1 if "mean_LD" in self.tensors_ else 0):
+                known = layer + 1 if self.form == "quasi_hidden_routed" else layer
+                added_D = self.tensors_["mean_LD"][known : layer + h + 1].sum(0) * self.tensors_["scale_L"][layer]
+                bias_HE[h] += inner_HED[h] @ added_D
+        return weight_HED.reshape(-1, self.schema_.hidden).T, bias_HE.ravel()
+
+    def _from_stream(self, layers: np.ndarray) -> np.ndarray:
+        """Routers of `layers` as maps of the normed residual stream before a norm's weight, float32 [H, E, D]."""
+        found: np.ndarray = self.tensors_["router_LED"][layers] * self.tensors_["norm_LD"][layers][:, None]
+        return found
 
     def _activate(self, logits_NHE: np.ndarray) -> np.ndarray:
         return top_k_share(logits_NHE, self.schema_.top_k)
 
+    # -- forms that add what depends on the row
 
-def routers_of(model: str | Path, own: Schema) -> tuple[np.ndarray, np.ndarray]:
-    """`read_routers`, or `InputError` where they have another shape than the trace that `own` describes."""
-    weight_LED, bias_LE = read_routers(model)
-    if weight_LED.shape != (own.layers, own.experts, own.hidden):
-        layers, experts, hidden = weight_LED.shape
-        raise InputError(
-            f"{model} has routers of {layers} layers x {experts} experts x {hidden}, "
-            f"the trace of {own.model} {own.layers} x {own.experts} x {own.hidden}; "
-            "set predictor.model to the trace's model"
-        )
-    return weight_LED, bias_LE
+    def observe(self, event: RoutingEvent) -> None:
+        super().observe(event)
+        if self.form == "quasi_hidden_routed":
+            rows = speaking_rows(event.phase_T, len(event.experts_TK))
+            weights_NK = None if event.weights_TK is None else event.weights_TK[rows]
+            self._added_ND = self._routed(self._layer, event.experts_TK[rows], weights_NK)
 
+    def _score(self, layer: int) -> np.ndarray:
+        if self.form == "quasi_hidden_routed":
+            return self._score_added(layer, self._hidden_ND, self._added_ND)
+        return self._score_hidden(layer, self._hidden_ND)
 
-def read_routers(model: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Router weights float32 [L, E, D] and biases [L, E] (0 where there are none) of a checkpoint, in layer order.
+    def _score_hidden(self, layer: int, hidden_ND: np.ndarray) -> np.ndarray:
+        if self.form == "two_step":
+            gate_ID, up_ID, down_DI, chance_D = (self.tensors_[f"shared_{name}"][layer] for name in SHARED_PARTS)
+            x_ND = np.asarray(hidden_ND, np.float32)
+            added_ND = shared_output(x_ND, gate_ID, up_ID, down_DI, chance_D, self.forward)
+            return self._score_added(layer, hidden_ND, added_ND * self.tensors_["scale_L"][layer])
+        return super()._score_hidden(layer, hidden_ND)
 
-    Reads only those tensors, of one file or of shards, bf16, f16 or f32. `InputError` for a directory that is missing,
-    unreadable, not of an MoE model, or whose routers choose with a correction bias (DeepSeek-V3 style: the top-k is not
-    that of the softmax).
-    """
-    folder = Path(model)
-    where = _tensor_files(folder)
-    if any(name.endswith("e_score_correction_bias") for name in where):
-        raise InputError(
-            f"{folder} routes with a selection bias: got e_score_correction_bias, expected softmax top-k routers"
-        )
-    names = {int(found[1]): name for name in where if (found := ROUTER.search(name))}
-    if not names:
-        raise InputError(
-            f"{folder} holds no router (…layers.N.mlp.gate.weight): expected an MoE checkpoint; set model=DIR"
-        )
-    weights, biases = [], []
-    for _, name in sorted(names.items()):
-        weights.append(_read(where[name], name))
-        bias = name.removesuffix("weight") + "bias"
-        biases.append(_read(where[bias], bias) if bias in where else np.zeros(len(weights[-1]), np.float32))
-    return np.stack(weights), np.stack(biases)
+    def predict_trace(self, trace: Trace, layer: int, rows_P: np.ndarray, first_P: np.ndarray) -> np.ndarray:
+        if self.form != "quasi_hidden_routed":
+            return super().predict_trace(trace, layer, rows_P, first_P)
+        self.check(trace)
+        hidden_PD = trace.require("hidden", f"predictor {self.name}")[rows_P, layer]
+        weights_PK = None if trace.weights is None else trace.weights[rows_P, layer].astype(np.float32)
+        return self._score_added(layer, hidden_PD, self._routed(layer, trace.expert_ids[rows_P, layer], weights_PK))
 
+    def _routed(self, layer: int, experts_NK: np.ndarray, weights_NK: np.ndarray | None) -> np.ndarray:
+        mean_ND = routed_mean(self.tensors_["expert_mean_LED"][layer], experts_NK, weights_NK)
+        return mean_ND * self.tensors_["scale_L"][layer]
 
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((folder / "config.json").read_text()))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot read {folder}/config.json: {error}; expected a transformers checkpoint directory"
-        ) from None
-
-
-def _tensor_files(folder: Path) -> dict[str, Path]:
-    """File of every tensor, by name."""
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    try:
-        if index.exists():
-            return {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
-        with safe_open(single, framework="pt") as file:
-            return dict.fromkeys(file.keys(), single)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise InputError(f"cannot read {single}: {error}; expected a transformers checkpoint directory") from None
-
-
-def _read(path: Path, name: str) -> np.ndarray:
-    try:
-        with safe_open(path, framework="pt") as file:  # numpy has no bf16
-            array: np.ndarray = file.get_tensor(name).float().numpy()
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot read {name} of {path}: {error}; expected a complete checkpoint") from None
-    return array
+    def _score_added(self, layer: int, hidden_ND: np.ndarray, added_ND: np.ndarray) -> np.ndarray:
+        """As `_score_hidden`, with `added_ND` put into the residual stream before the next layers' routers."""
+        weight_DM, bias_M = self._cached_map(layer)
+        logits_NM = self.forward(hidden_ND, weight_DM, bias_M)
+        later = self.targets(layer)[0][:-1]
+        if len(later):
+            inner_MD = self._from_stream(later).reshape(-1, self.schema_.hidden)
+            added_NM = self.forward(added_ND, np.ascontiguousarray(inner_MD.T), np.zeros(len(inner_MD), np.float32))
+            logits_NM[:, : added_NM.shape[1]] += added_NM
+        return self._activate(logits_NM.reshape(len(logits_NM), -1, self.schema_.experts))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rgpu.predictors.checkpoint_parts import routers_of
 from rgpu.predictors.descent import Schedule
-from rgpu.predictors.gate_lookahead import routers_of
 from rgpu.predictors.hidden import HiddenPredictor, threshold_chances
 from rgpu.predictors.linear_training import train
 from rgpu.predictors.trained import Trained

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from rgpu.errors import InputError
+from rgpu.predictors.checkpoint_parts import routers_of
 from rgpu.predictors.descent import Parameters, descend, whole
-from rgpu.predictors.gate_lookahead import routers_of
 from rgpu.predictors.hidden import HiddenPredictor, threshold_chances
 from rgpu.predictors.trained import Trained
 from rgpu.predictors.training_rows import HiddenRows, Rows

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import rgpu.conf
 from rgpu.replay.prediction import evaluate
@@ -67,6 +67,28 @@ def write_checkpoint(folder: Path, dtype: torch.dtype = torch.bfloat16, shards: 
         where[name] = f"model-{number:05}.safetensors"
         save_file({name: tensor}, folder / where[name])
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    return folder
+
+
+def write_whole_checkpoint(folder: Path, shared: bool = False) -> Path:
+    """As `write_checkpoint`, with norms, experts and, where asked for, a gated shared expert."""
+    write_checkpoint(folder)
+    rng = np.random.default_rng(8)
+    tensors = load_file(folder / "model.safetensors")
+    for layer in range(LAYERS):
+        before = f"model.layers.{layer}."
+        tensors[before + "post_attention_layernorm.weight"] = torch.from_numpy(
+            rng.integers(2, 7, HIDDEN) / 4
+        ).bfloat16()
+        for name in [f"mlp.experts.{e}" for e in range(EXPERTS)] + (["mlp.shared_expert"] if shared else []):
+            for part, shape in (("gate", (6, HIDDEN)), ("up", (6, HIDDEN)), ("down", (HIDDEN, 6))):
+                weight = torch.from_numpy(rng.integers(-4, 5, shape) / 8)
+                tensors[f"{before}{name}.{part}_proj.weight"] = weight.bfloat16()
+        if shared:
+            tensors[before + "mlp.shared_expert_gate.weight"] = torch.from_numpy(
+                rng.normal(size=(1, HIDDEN))
+            ).bfloat16()
+    save_file(tensors, folder / "model.safetensors")
     return folder
 
 
