@@ -92,6 +92,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "cost": cost_of(predictor, held).to_json(),
         "details": str(details),
         "predictor": predictor.name,
+        "clairvoyant": bool(getattr(predictor, "clairvoyant", False)),
         "calibration_sequences": len(parts.calibration),
         "scored_sequences": len(parts.scored) if other is None else other.sequences,
         "split_digest": parts.digest,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rgpu.replay.stream import routing_events
+from rgpu.replay.stream import routing_events, tell
 from rgpu.traces.trace import Trace
 
 EVENTS = 600  # timed, after a tenth of them unmeasured
@@ -44,6 +44,7 @@ def cost_of(predictor: Any, trace: Trace, events: int = EVENTS, clock: Callable[
         made.append(event)
         if len(made) >= events + events // 10:
             break
+    tell(predictor, trace)
     predictor.reset()
     warm = len(made) // 11
     for event in made[:warm]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from rgpu.errors import InputError
 from rgpu.replay.scores import Tally, Target
-from rgpu.replay.stream import routing_events
+from rgpu.replay.stream import routing_events, tell
 from rgpu.traces.trace import DECODE, PADDING, Trace, batched
 
 CHUNK = 4096  # passes scored together: bounds memory
@@ -134,6 +134,7 @@ def _by_event(
     made: list[list[np.ndarray]] = [[] for _ in range(part.layers)]
     ahead: list[np.ndarray] = [np.zeros(0, np.int64)] * part.layers
     passes = 0
+    tell(predictor, part)
     for event in routing_events(part):
         if event.phase_T is not None and (event.phase_T == PADDING).all():
             continue

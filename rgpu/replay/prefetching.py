@@ -20,7 +20,7 @@ from rgpu.replay.log import DecisionLog
 from rgpu.replay.pool import PoolConfig, lay_out
 from rgpu.replay.prediction import speaking_passes
 from rgpu.replay.resets import segments
-from rgpu.replay.stream import routing_events
+from rgpu.replay.stream import routing_events, tell
 from rgpu.traces.trace import Trace
 from rgpu.types import RoutingEvent
 
@@ -90,6 +90,7 @@ def replay_prefetch(
     fills: list[np.ndarray] = [np.zeros((0, 5), np.int64)]
     controller: Controller | None = None
     stretch = -1
+    tell(predictor, trace)
     for e, event in enumerate(routing_events(trace)):
         if e == bounds[stretch + 1]:
             stretch += 1

@@ -35,3 +35,9 @@ def routing_events(trace: Any) -> Iterator[RoutingEvent]:
                 None if hidden is None else np.ascontiguousarray(hidden[:, layer]),
                 None if logits is None else np.ascontiguousarray(logits[:, layer]), phase, tokens,
             )  # fmt: skip
+
+
+def tell(predictor: Any, trace: Any) -> None:
+    """Lets a predictor that reads the future know the trace whose events it will be shown; others are told nothing."""
+    if getattr(predictor, "clairvoyant", False):
+        predictor.know(trace)

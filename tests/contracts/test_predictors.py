@@ -13,7 +13,7 @@ from rgpu.planning.top_k import TopK
 from rgpu.predictors.base import load_predictor
 from rgpu.predictors.hidden import HiddenPredictor
 from rgpu.replay.prediction import evaluate, speaking_passes
-from rgpu.replay.stream import routing_events
+from rgpu.replay.stream import routing_events, tell
 from rgpu.traces.split import split
 from rgpu.traces.trace import OPTIONAL, Trace, TraceHeader
 from tests.predicting import EXPERTS, FOLDER, LAYERS, TOP_K, learnable_trace, make
@@ -28,6 +28,7 @@ def trace() -> Trace:
 
 
 def forecasts(predictor: Any, trace: Trace) -> list[np.ndarray]:
+    tell(predictor, trace)
     predictor.reset()
     found = []
     for event in routing_events(trace):
@@ -46,7 +47,9 @@ def test_config_names_it(name: str, tmp_path: Path) -> None:
 def test_forecast_rows(name: str, tmp_path: Path, trace: Trace) -> None:
     predictor = make(name, tmp_path, horizon=2)
     assert predictor.fit(trace) is predictor
-    for event in routing_events(trace.select(np.array([0, 1]))):
+    part = trace.select(np.array([0, 1]))
+    tell(predictor, part)
+    for event in routing_events(part):
         predictor.observe(event)
         forecast = predictor.predict()
         ahead = [layer for layer in (event.layer + 1, event.layer + 2) if layer < LAYERS]
@@ -157,6 +160,7 @@ def test_beats_naming_experts_at_random(name: str, tmp_path: Path, trace: Trace)
 
 def test_plans(name: str, tmp_path: Path, trace: Trace) -> None:
     predictor = make(name, tmp_path).fit(trace)
+    tell(predictor, trace)
     predictor.observe(next(routing_events(trace)))
     resident = np.zeros((LAYERS, EXPERTS), bool)
     loads = TopK(width=3, horizon=2, next_token=True).plan(predictor.predict(), resident)
