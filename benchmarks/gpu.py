@@ -70,13 +70,20 @@ def transfers(arguments: argparse.Namespace, out: Path, end: float) -> int:
 
 
 def kernels(arguments: argparse.Namespace, out: Path, end: float) -> int:
-    from rgpu.experiments.benching import measuring, running
+    from rgpu.experiments.benching import looking_ahead, measuring, running
     from rgpu.experiments.benching.table import append_rows
     from rgpu.kernels.shapes import FAMILIES
 
     device = running.device_of("cuda")
     setting = running.setting_of(device, os.cpu_count() or 1, 20, 1.0, 0, {"benchmark": "gpu", "rows": ROWS})
     note(out, memory_gb_per_s=setting.roof.gb_per_s, matrix_gflops=setting.roof.gflops, device=setting.facts["device"])
+    try:
+        for row in looking_ahead.measure(device):
+            append_rows(out / "lookahead.csv", [row], looking_ahead.COLUMNS)
+    except Exception as error:  # must not hide the others; its checks are among those of correctness
+        note(out, lookahead_failed=str(error)[:200])
+        if gone(device):
+            return FAULT
     written = 0
     failed: list[str] = []
     skipped: dict[str, str] = {}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from rgpu.experiments.benching.cases import FORMATS, fill, model_of
-from rgpu.kernels import gather, resolve, sort_pairs, topk
+from rgpu.kernels import gather, lookahead, resolve, sort_pairs, topk
 from rgpu.kernels.compute_torch import dense_forward
 from rgpu.kernels.decode import has_fast, moe_decode
 from rgpu.kernels.prefill import moe_prefill
@@ -28,6 +28,7 @@ GATES = {
 }  # fmt: skip
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TOLERANCE = {"bf16": 1.6e-2, "fp16": 3e-3, "fp32": 1e-5}  # ||out - ref|| / ||ref||; prefill rounds h to the dtype of x
+LOOKAHEAD = 1e-4  # of chances: the exponentials of a GPU times what a mean and a division add; logits are exact
 HALVES = 3e-3  # decode_fast rounds activations and sums of four products to 11 bits (kernels/halfword.py)
 REAL, OSS = "Qwen3-30B-A3B", "gpt-oss-20b"
 ROWS = (1, 3, 16, 64)
@@ -154,16 +155,19 @@ class poisoned:
 
 
 def small_kernels(device: torch.device) -> Iterator[dict[str, Any]]:
-    """Rows of topk, sort_pairs, resolve and gather over their own cases; exact, weights of topk within its tolerance."""
+    """Rows of topk, sort_pairs, resolve, gather and lookahead over their own cases; exact, weights of topk and chances of
+    lookahead within their tolerances."""
+    ahead = (*lookahead.CASES, *(lookahead.REAL if device.type == "cuda" else ()))
     jobs: list[tuple[str, Any, Callable[[Any, torch.device], tuple[float, bool]]]] = [
         *(("topk", case, _topk) for case in topk.CASES),
         *(("sort_pairs", case, _sort_pairs) for case in sort_pairs.CASES),
         *(("resolve", case, _resolve) for case in resolve.CASES),
         *(("gather", case, _gather) for case in gather.CASES),
+        *(("lookahead", case, _lookahead) for case in ahead),
     ]
     for name, case, job in jobs:
         about = {"kernel": name, "shape": str(case), "rows": getattr(case, "tokens", "")}
-        tolerance = topk.RTOL if name == "topk" else 0.0
+        tolerance = {"topk": topk.RTOL, "lookahead": LOOKAHEAD}.get(name, 0.0)
         try:
             error, again = job(case, device)
         except Exception as failure:  # one that does not compile or run must not hide the others
@@ -238,6 +242,22 @@ def _gather(case: gather.Case, device: torch.device) -> tuple[float, bool]:
     want = slots.clone()
     gather.gather_ref(source, want, from_N, to_N, count)
     return _compare(once(), once(), [want])
+
+
+def _lookahead(case: lookahead.Case, device: torch.device) -> tuple[float, bool]:
+    """Experts are compared with the ranks of the chances that came with them: those of others may differ in the last bit."""
+    arguments = lookahead.made(case, _seeded(case))
+    options = (case.experts, case.top_k, case.activation, case.width)
+    there = [tensor.to(device) for tensor in arguments]
+    count_H = torch.zeros(case.horizons, dtype=torch.int32, device=device)
+    given: Any = (*there, *options, count_H)
+    plain: Any = (*arguments, *options)
+    got, again = (_run(lambda: lookahead.lookahead(*given)) for _ in range(2))
+    want = lookahead.lookahead_ref(*plain)
+    ranks_HW = got[1].cpu().sort(dim=-1, descending=True, stable=True).indices[:, : case.width].int()
+    error, repeats = _compare(got, again, [want.logits_NHE, want.probs_HE, ranks_HW])
+    exact = torch.equal(got[0].cpu(), want.logits_NHE) and not count_H.any()
+    return (error if exact else float("inf")), repeats
 
 
 def _seeded(case: object) -> torch.Generator:

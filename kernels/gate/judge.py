@@ -39,6 +39,8 @@ def faults(one: Listed, row: Row, values: dict[str, object], recorded: Row | Non
         found.append("no matrix instruction in the main loop")
     if "subnormals" in entry.wants and m["flushing"]:
         found.append(f"{m['flushing']:g} instructions of the main loop flush subnormals")
+    if "rounded" in entry.wants and m["fused"]:
+        found.append(f"{m['fused']:g} instructions of the main loop add products that were not rounded")
     expected = entry.bytes_a_lane(row.target)
     if expected and not values["marked"]:
         found.append("no load in the main loop comes from a line marked `# weights`: its unrolling cannot be told")

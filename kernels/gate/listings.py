@@ -102,6 +102,8 @@ def amdgcn(text: str) -> Listing:
             labels.setdefault(line[:-1], []).append(len(code))
         elif re.match(r"[a-z]", line):
             opcode, _, operands = line.partition(" ")
+            if opcode == "v_fma_mix_f32" and re.match(r"(\S+, ){3}neg\(0\)", operands):
+                opcode = "v_mul_mix_f32"  # no such mnemonic: how halves are widened and multiplied, adding nothing
             jumps = (operands.strip(),) if opcode.startswith(("s_branch", "s_cbranch")) else ()
             falls = opcode not in ("s_branch", "s_endpgm", "s_setpc_b64")
             code.append(Instruction(opcode, jumps, falls, _amd_bytes(opcode), lines))

@@ -23,6 +23,7 @@ from rgpu.kernels.gate.shipped import Shipped, marked_lines
 from rgpu.kernels.gate.targets import TARGETS, Target
 
 _FLUSHING_AMD = re.compile(r"v_(mad|mac)(ak|mk)?_f32")
+_FUSED = re.compile(r"[FH]FMA|v_(dual_|pk_)?(fma|mad|mac)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,9 @@ class Measured:
     `registers` a lane; `stack` bytes a lane; `spills`: instructions (NVIDIA) or registers (AMD) spilled; `shared` bytes.
     `instructions` of the main loop in machine code, which stands for `unroll` iterations as written (0: cannot be told).
     `matrix`: the commonest opcode of matrix units in it, or "". `flushing`: how many of its instructions flush
-    subnormals. Loads of weights in the main loop: `weight_bytes` a lane reads by them, `narrow`: how many are under 128
-    bits, `marked`: whether they were told from others by a comment. `wide_bytes`: by all loads of 128 bits or more.
+    subnormals, `fused`: how many add a product that was not rounded. Loads of weights in the main loop: `weight_bytes` a
+    lane reads by them, `narrow`: how many are under 128 bits, `marked`: whether they were told from others by a comment.
+    `wide_bytes`: by all loads of 128 bits or more.
     """
 
     registers: int
@@ -44,6 +46,7 @@ class Measured:
     unroll: float
     matrix: str
     flushing: int
+    fused: int
     weight_bytes: int
     narrow: int
     marked: bool
@@ -108,6 +111,7 @@ def measure(entry: Shipped, target_name: str, root: Path, keep: str = "") -> Mea
         registers=registers, stack=stack, spills=spills, shared=int(kernel.metadata.shared), instructions=len(body.at),
         unroll=unroll, matrix=matrix.most_common(1)[0][0] if matrix else "",
         flushing=_flushing([machine.code[at].opcode for at in body.at], texts.get("amdgcn", "")),
+        fused=sum(_FUSED.match(machine.code[at].opcode) is not None for at in body.at),
         weight_bytes=sum(weights), narrow=sum(width < 16 for width in weights), marked=is_marked,
         wide_bytes=sum(upper.code[at].load_bytes for at in upper_body.at if upper.code[at].load_bytes >= 16),
     )  # fmt: skip

@@ -15,7 +15,7 @@ from pathlib import Path
 from rgpu.errors import InputError
 from rgpu.kernels.gate.targets import TARGETS
 
-WANTS = ("vector_loads", "mma", "subnormals")
+WANTS = ("vector_loads", "mma", "subnormals", "rounded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,9 @@ class Shipped:
     `weights`: how many one program handles in one iteration of its main loop as written (0: count no instructions), and
     `bits`: how many of each weight's bits the lines marked `# weights` load (0: unknown, so unrolling stays unseen).
     `wants`: "vector_loads": weights come in loads of 128 bits; "mma": the main loop uses matrix units; "subnormals": no
-    float32 arithmetic of the main loop flushes subnormals. `max_registers` a lane, on NVIDIA targets.
-    `options`: further options of the compiler. Errors: `InputError` for a target or a want that does not exist.
+    float32 arithmetic of the main loop flushes subnormals; "rounded": it adds no product before it is rounded.
+    `max_registers` a lane, on NVIDIA targets. `options`: further options of the compiler. Errors: `InputError` for a
+    target or a want that does not exist.
     """
 
     name: str

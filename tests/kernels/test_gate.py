@@ -101,6 +101,14 @@ def test_arithmetic_that_flushes_subnormals_is_seen(
     assert "flush subnormals" in faults_of(entries[mode], "gfx942", answers[mode, "gfx942"])[0]
 
 
+@pytest.mark.parametrize("target", ["sm90", "sm120", "gfx942", "gfx1100"])
+def test_fused_products_are_seen(
+    answers: dict[tuple[str, str], Answer], entries: dict[str, Listed], target: str
+) -> None:
+    one = replace(entries["gemv"], entry=replace(entries["gemv"].entry, wants=("rounded",)))
+    assert "add products that were not rounded" in faults_of(one, target, answers["gemv", target])[0]
+
+
 def test_a_compiler_s_error_is_one_line(answers: dict[tuple[str, str], Answer]) -> None:
     error = answers["wrong", "sm90"].error
     assert error.startswith("CompilationError") and "\n" not in error

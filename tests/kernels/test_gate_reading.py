@@ -72,6 +72,12 @@ def test_loads_of_amd(opcode: str, width: int) -> None:
     assert [i.load_bytes for i in listings.amdgcn(text).code] == [width, 0]
 
 
+def test_a_product_of_halves_on_amd_is_no_sum() -> None:
+    lines = (f"\tv_fma_mix_f32 v1, v2, v3, {added} op_sel_hi:[1,0,0]\n" for added in ("neg(0)", "v4"))
+    text = ".globl f\nf:\n" + "".join(lines)
+    assert [i.opcode for i in listings.amdgcn(text).code] == ["v_mul_mix_f32", "v_fma_mix_f32"]
+
+
 def test_a_broken_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "table.json").write_text('[{"name": "gemv"}]')
     with pytest.raises(InputError, match="expected rows of the gate"):

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from rgpu.experiments.benching import correctness
+from rgpu.experiments.benching import correctness, looking_ahead
 from rgpu.experiments.benching.correctness import KERNELS, Case, cases, check
 from rgpu.experiments.benching.table import read_rows
+from rgpu.kernels import gather, lookahead, resolve, sort_pairs, topk
 from rgpu.kernels.shapes import FAMILIES
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.py"
@@ -62,7 +63,7 @@ def test_a_checkout_without_its_links(tmp_path: Path) -> None:
 
 def test_nothing_heavy_is_needed() -> None:
     """What the machines with a GPU lack is not imported by what runs there."""
-    modules = "correctness, measuring, providers, running, table, transfers"
+    modules = "correctness, looking_ahead, measuring, providers, running, table, transfers"
     code = (
         f"from rgpu.experiments.benching import {modules}\nimport sys\n"
         "found = {'hydra', 'numba', 'pandas', 'matplotlib', 'transformers', 'llvmlite'} & set(sys.modules)\n"
@@ -80,6 +81,26 @@ def test_every_kernel_of_every_format_is_planned() -> None:
     faster = {fmt for kernel, fmt in found if kernel == "decode_fast"}
     assert {"int4-g128", "int4-g32-zero", "q4_k"} <= faster and not {"bf16", "nf4"} & faster
     assert {case.kernel for case in planned} == set(KERNELS)
+
+
+def test_lookahead_is_checked_and_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, few = torch.device("cpu"), (lookahead.CASES[5], lookahead.Case(1, 8, 2, 12, 4, "threshold", 5))
+    monkeypatch.setattr(lookahead, "CASES", few)
+    for other in (topk, sort_pairs, resolve, gather):
+        monkeypatch.setattr(other, "CASES", ())
+    rows = list(correctness.small_kernels(cpu))
+    assert [row["kernel"] for row in rows] == ["lookahead"] * 2
+    assert all(row["right"] and row["repeats"] for row in rows)
+    monkeypatch.setattr(looking_ahead, "REPEATS", 1)
+    monkeypatch.setattr(looking_ahead, "MAPS", 2)
+    timed = list(looking_ahead.measure(cpu, few))
+    assert [row["provider"] for row in timed] == ["lookahead", "logits", "torch"] * 2
+    assert all(set(row) == set(looking_ahead.COLUMNS) and row["us_p50"] > 0 for row in timed)
+    real = lookahead.lookahead
+    monkeypatch.setattr(
+        lookahead, "lookahead", lambda *a, **k: real(*a, **k)._replace(logits_NHE=real(*a, **k)[0] + 1e-6)
+    )
+    assert not any(row["right"] for row in correctness.small_kernels(cpu))
 
 
 def test_a_wrong_kernel_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
