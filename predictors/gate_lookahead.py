@@ -118,6 +118,18 @@ class GateLookahead(HiddenPredictor):
         weights_PK = None if trace.weights is None else trace.weights[rows_P, layer].astype(np.float32)
         return self._score_added(layer, hidden_PD, self._routed(layer, trace.expert_ids[rows_P, layer], weights_PK))
 
+    def work(self, layer: int) -> tuple[int, int] | None:
+        """Beside the map: what is added passes the next layers' routers, and the shared expert or K means are read."""
+        weight_DM, bias_M = self._cached_map(layer)
+        size = weight_DM.size + bias_M.size
+        if self.form in ("quasi_hidden_routed", "two_step"):
+            size += self.schema_.hidden * self.schema_.experts * (len(self.targets(layer)[0]) - 1)
+        if self.form == "quasi_hidden_routed":
+            size += self.schema_.hidden * self.schema_.top_k
+        if self.form == "two_step":
+            size += sum(self.tensors_[f"shared_{name}"][layer].size for name in SHARED_PARTS)
+        return 4 * size, 2 * size
+
     def _routed(self, layer: int, experts_NK: np.ndarray, weights_NK: np.ndarray | None) -> np.ndarray:
         mean_ND = routed_mean(self.tensors_["expert_mean_LED"][layer], experts_NK, weights_NK)
         return mean_ND * self.tensors_["scale_L"][layer]

@@ -51,8 +51,5 @@ class GroupMlp(Probe):
         units = torch.relu(torch.baddbmm(parameters["place_L1F"], x_LBD, in_LDF))
         return torch.baddbmm(parameters["out_bias_L1M"], units, parameters["out_LFM"])
 
-    def _apply(self, layer: int, x_ND: np.ndarray, rows_H: list[int]) -> np.ndarray:
-        weight_DF, place_F = self.tensors_["in_GDF"][self._group(layer)], self.tensors_["place_L1F"][layer, 0]
-        return self.forward(
-            np.maximum(self.forward(x_ND, weight_DF, place_F), np.float32(0)), *self._head(layer, rows_H)
-        )
+    def _inner(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.tensors_["in_GDF"][self._group(layer)], self.tensors_["place_L1F"][layer, 0]

@@ -14,7 +14,7 @@ import torch
 from rgpu.predictors.descent import Parameters, Schedule, descend
 from rgpu.predictors.linear_data import Whitening
 from rgpu.predictors.training_rows import READ, HiddenRows, Rows
-from rgpu.predictors.training_scores import mean_recall, plackett_luce, temperature
+from rgpu.predictors.training_scores import batches, mean_recall, plackett_luce, temperature
 from rgpu.traces.trace import Trace
 
 RIDGES = tuple(10.0 ** (i / 2) for i in range(4, -9, -1))  # of the mean variance; where equal the strongest wins
@@ -50,7 +50,7 @@ def train(
     best, curve = descend("linear", start, problem, schedule, checkpoint)
     weight, bias = best["weight"], best["bias"]
     problem.device = torch.device("cpu")
-    scale_LH = temperature(lambda rows_B: problem.logits(best, rows_B), rows, held)
+    scale_LH = temperature(batches(lambda rows_B: problem.logits(best, rows_B), held), rows)
     scale_L1M = scale_LH.repeat_interleave(rows.experts, 1)[:, None]
     weight = white.matrix_LDD @ (weight * scale_L1M)  # fold whitening in: maps read the router's input as it is
     bias = bias * scale_L1M - white.mean_L1D @ weight
@@ -80,7 +80,8 @@ class _Maps:
         return plackett_luce(self.logits(parameters, units_B), ids.to(self.device), valid.to(self.device))
 
     def score(self, parameters: Parameters) -> torch.Tensor:
-        return mean_recall(lambda rows_B: self.logits(parameters, rows_B), self.rows, self.held)
+        with torch.no_grad():
+            return mean_recall(batches(lambda rows_B: self.logits(parameters, rows_B), self.held), self.rows)
 
     def merge(self, better_G: torch.Tensor, new: Parameters, best: Parameters) -> Parameters:
         better_M = better_G.repeat_interleave(self.rows.experts).to(self.device)
@@ -152,7 +153,7 @@ def _ridge_start(
         def logits(rows_B: torch.Tensor, tried: torch.Tensor = tried) -> torch.Tensor:
             return torch.baddbmm(bias, white.inputs(rows_B), tried).view(layers, len(rows_B), count, experts)
 
-        recall_H = mean_recall(logits, rows, held)
+        recall_H = mean_recall(batches(logits, held), rows)
         weight = torch.where((recall_H > best).repeat_interleave(experts), tried, weight)
         best = torch.maximum(best, recall_H)
     return {"weight": weight, "bias": bias}

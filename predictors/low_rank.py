@@ -21,6 +21,7 @@ class LowRank(Probe):
     learns everything). The other parameters are those of `Schedule`."""
 
     name = "low_rank"
+    rectified = False
 
     def __init__(
         self, rank: int = 32, model: str | Path | None = None, horizon: int = 4, epochs: int = 20, batch: int = 64,
@@ -45,6 +46,5 @@ class LowRank(Probe):
     def _learnt(self, parameters: Parameters, x_LBD: torch.Tensor) -> torch.Tensor:
         return torch.baddbmm(parameters["out_bias_L1M"], x_LBD @ parameters["down_DR"], parameters["out_LFM"])
 
-    def _apply(self, layer: int, x_ND: np.ndarray, rows_H: list[int]) -> np.ndarray:
-        low_NR = self.forward(x_ND, self.tensors_["down_DR"], np.zeros(self.rank, np.float32))
-        return self.forward(low_NR, *self._head(layer, rows_H))
+    def _inner(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.tensors_["down_DR"], np.zeros(self.rank, np.float32)

@@ -46,6 +46,5 @@ class Mlp(Probe):
         units = torch.relu(torch.baddbmm(parameters["in_bias_L1F"], x_LBD, parameters["in_LDF"]))
         return torch.baddbmm(parameters["out_bias_L1M"], units, parameters["out_LFM"])
 
-    def _apply(self, layer: int, x_ND: np.ndarray, rows_H: list[int]) -> np.ndarray:
-        units_NF = self.forward(x_ND, self.tensors_["in_LDF"][layer], self.tensors_["in_bias_L1F"][layer, 0])
-        return self.forward(np.maximum(units_NF, np.float32(0)), *self._head(layer, rows_H))
+    def _inner(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.tensors_["in_LDF"][layer], self.tensors_["in_bias_L1F"][layer, 0]

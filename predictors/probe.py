@@ -18,15 +18,16 @@ from rgpu.predictors.descent import Parameters, descend, whole
 from rgpu.predictors.hidden import HiddenPredictor, threshold_chances
 from rgpu.predictors.trained import Trained
 from rgpu.predictors.training_rows import HiddenRows, Rows
-from rgpu.predictors.training_scores import mean_recall, plackett_luce, temperature
+from rgpu.predictors.training_scores import batches, mean_recall, plackett_luce, temperature
 from rgpu.traces.trace import Trace
 
 
 class Probe(Trained, HiddenPredictor):
-    """Subclasses give `_start(generator)`, `_learnt(parameters, x_LBD)` in torch, and `_apply(layer, x_ND)` in numpy with
-    `self.forward`, all on scaled inputs; `validation`, `schedule`, `model` are constructor parameters."""
+    """Two maps on scaled inputs. Subclasses give `_start(generator)`, `_learnt(parameters, x_LBD)` in torch and, for numpy,
+    `_inner(layer)` and whether its units are `rectified`; `validation`, `schedule`, `model` are constructor parameters."""
 
     model: str | None
+    rectified = True
 
     def _start(self, generator: torch.Generator) -> Parameters:
         """Parameters to learn, whose `_learnt` is 0."""
@@ -36,9 +37,26 @@ class Probe(Trained, HiddenPredictor):
         """float32 [L, B, M]."""
         raise NotImplementedError
 
+    def _inner(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first map of a layer, [D, F], and its bias."""
+        raise NotImplementedError
+
     def _apply(self, layer: int, x_ND: np.ndarray, rows_H: list[int]) -> np.ndarray:
         """float32 [N, len(rows_H) * E]: `_learnt` of one layer's forecast rows, in a fixed order of sums."""
-        raise NotImplementedError
+        units_NF = self.forward(x_ND, *self._inner(layer))
+        units_NF = np.maximum(units_NF, np.float32(0)) if self.rectified else units_NF
+        return self.forward(units_NF, *self._head(layer, rows_H))
+
+    def work(self, layer: int) -> tuple[int, int] | None:
+        """Every weight is read once, multiplied and added once."""
+        maps = [*self._inner(layer), *self._head(layer, self._rows(layer))]
+        maps += [] if self.model is None else self._cached_map(layer)
+        size = sum(array.size for array in maps)
+        return 4 * size, 2 * size
+
+    def _rows(self, layer: int) -> list[int]:
+        """Forecast rows made at a layer, of H; the last one is the next token's."""
+        return [*range(len(self.targets(layer)[1]) - 1), self.horizon]
 
     def _head(self, layer: int, rows_H: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """The last map of a layer's forecast rows, [F, len(rows_H) * E], and its bias, from `out_LFM`, `out_bias_L1M`."""
@@ -76,16 +94,15 @@ class Probe(Trained, HiddenPredictor):
         start = self._start(torch.Generator().manual_seed(self.schedule.seed))
         if self.model is not None:
             start["gain_LH"] = torch.ones(rows.layers, rows.horizon + 1)
-            start["gain_LH"] = temperature(lambda rows_B: problem.logits(start, rows_B), rows, held)
+            start["gain_LH"] = temperature(batches(lambda rows_B: problem.logits(start, rows_B), held), rows)
         best, self.curve_ = descend(self.name, start, problem, self.schedule, checkpoint)
         problem.device = torch.device("cpu")
-        scale_LH = temperature(lambda rows_B: problem.logits(best, rows_B), rows, held)
+        scale_LH = temperature(batches(lambda rows_B: problem.logits(best, rows_B), held), rows)
         tensors |= {name: tensor.contiguous().numpy() for name, tensor in best.items()}
         return tensors | {"scale_LH": scale_LH.numpy()}
 
     def _score_hidden(self, layer: int, hidden_ND: np.ndarray) -> np.ndarray:
-        _, ahead = self.targets(layer)
-        rows_H = [*range(len(ahead) - 1), self.horizon]  # the last row is the next token's
+        rows_H = self._rows(layer)
         hidden_ND = np.asarray(hidden_ND, np.float32)
         x_ND = (hidden_ND - self.tensors_["mean_LD"][layer]) * self.tensors_["inverse_LD"][layer]
         logits_NM = self._apply(layer, x_ND, rows_H)
@@ -134,7 +151,8 @@ class _Problem:
 
     def score(self, parameters: Parameters) -> torch.Tensor:
         with torch.no_grad():
-            return mean_recall(lambda rows_B: self.logits(parameters, rows_B), self.rows, self.held).mean()[None]
+            held = batches(lambda rows_B: self.logits(parameters, rows_B), self.held)
+            return mean_recall(held, self.rows).mean()[None]
 
 
 def scaling(hidden: HiddenRows, fit: torch.Tensor) -> dict[str, np.ndarray]:

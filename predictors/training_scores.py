@@ -3,14 +3,21 @@
 Legend: B rows of a batch, L MoE layers, H forecast rows a layer, E experts, K top-k.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
 from rgpu.predictors.training_rows import Rows
 
 TEMPERATURES = tuple(2.0 ** (i / 2) for i in range(-6, 13))
-Logits = Callable[[torch.Tensor], torch.Tensor]  # row numbers [B] -> float32 [L, B, H, E]
+Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]  # row numbers [B] and their logits, float32 [L, B, H, E]
+STEP = 2048  # rows scored together
+
+
+def batches(logits_of: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> Batches:
+    """Logits of some rows, a batch at a time."""
+    for rows_B in rows.split(STEP):
+        yield rows_B, logits_of(rows_B)
 
 
 def plackett_luce(logits_LBHE: torch.Tensor, ids_LBHK: torch.Tensor, valid_LBH: torch.Tensor) -> torch.Tensor:
@@ -24,13 +31,13 @@ def plackett_luce(logits_LBHE: torch.Tensor, ids_LBHK: torch.Tensor, valid_LBH: 
 
 
 @torch.no_grad()
-def mean_recall(logits_of: Logits, rows: Rows, held: torch.Tensor, step: int = 2048) -> torch.Tensor:
-    """Recall at width K of each forecast row on the held-out rows, mean over layers: float64 [H]."""
+def mean_recall(held: Batches, rows: Rows) -> torch.Tensor:
+    """Recall at width K of each forecast row on held-out rows, mean over layers: float64 [H]."""
     hits = torch.zeros(rows.layers, rows.horizon + 1, dtype=torch.float64)
     count = torch.zeros_like(hits)
-    for rows_B in held.split(step):
+    for rows_B, logits in held:
         ids, valid = rows.targets(rows_B)
-        top = logits_of(rows_B).cpu().topk(rows.top_k, -1).indices
+        top = logits.cpu().topk(rows.top_k, -1).indices
         found = (top[..., None] == ids[..., None, :]).any(-1).sum(-1)
         hits += (found * valid).sum(1)
         count += valid.sum(1) * rows.top_k
@@ -39,14 +46,14 @@ def mean_recall(logits_of: Logits, rows: Rows, held: torch.Tensor, step: int = 2
 
 
 @torch.no_grad()
-def temperature(logits_of: Logits, rows: Rows, held: torch.Tensor, step: int = 2048) -> torch.Tensor:
+def temperature(held: Batches, rows: Rows) -> torch.Tensor:
     """Scale of each map's logits, least binary cross-entropy of `sigmoid(scale * (logit - threshold))`: float32 [L, H].
 
     The threshold lies midway between a row's K-th and (K+1)-th logit."""
     losses = torch.zeros(len(TEMPERATURES), rows.layers, rows.horizon + 1)
-    for rows_B in held.split(step):
+    for rows_B, logits in held:
         ids, valid = rows.targets(rows_B)
-        logits = logits_of(rows_B).cpu()
+        logits = logits.cpu()
         if rows.experts > rows.top_k:
             logits = logits - logits.topk(rows.top_k + 1, -1).values[..., -2:].mean(-1, keepdim=True)
         for i, scale in enumerate(TEMPERATURES):
