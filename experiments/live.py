@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from rgpu.errors import InputError
 from rgpu.experiments.built import built
-from rgpu.experiments.injected import with_kernel
+from rgpu.experiments.injected import placed
 from rgpu.experiments.inputs import make_policy
 from rgpu.policies.policy import Policy
 from rgpu.predictors.base import load_predictor
@@ -64,7 +64,7 @@ def set_up(cfg: DictConfig) -> Setup:
         fitted.fit(calibration if learns else None)
     if saved is not None:
         fitted = load_predictor(saved)
-    with_kernel(fitted)
+    placed(fitted, cfg.forecast, cfg.device, any(cfg.memory[name] is not None for name in ("vram", "ram")))
     feature = policy.traits.feature
     if feature and calibration is not None:
         feature = available(feature, calibration, policy.name)

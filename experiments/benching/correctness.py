@@ -15,6 +15,7 @@ from rgpu.experiments.benching.cases import FORMATS, fill, model_of
 from rgpu.kernels import gather, lookahead, resolve, sort_pairs, topk
 from rgpu.kernels.compute_torch import dense_forward
 from rgpu.kernels.decode import has_fast, moe_decode
+from rgpu.kernels.device_forecast import DeviceForecast
 from rgpu.kernels.prefill import moe_prefill
 from rgpu.kernels.shapes import FAMILIES
 from rgpu.kernels.stored import stored
@@ -155,8 +156,8 @@ class poisoned:
 
 
 def small_kernels(device: torch.device) -> Iterator[dict[str, Any]]:
-    """Rows of topk, sort_pairs, resolve, gather and lookahead over their own cases; exact, weights of topk and chances of
-    lookahead within their tolerances."""
+    """Rows of topk, sort_pairs, resolve, gather, lookahead and `DeviceForecast` over their own cases; exact, weights of topk
+    and chances of lookahead within their tolerances."""
     ahead = (*lookahead.CASES, *(lookahead.REAL if device.type == "cuda" else ()))
     jobs: list[tuple[str, Any, Callable[[Any, torch.device], tuple[float, bool]]]] = [
         *(("topk", case, _topk) for case in topk.CASES),
@@ -164,6 +165,7 @@ def small_kernels(device: torch.device) -> Iterator[dict[str, Any]]:
         *(("resolve", case, _resolve) for case in resolve.CASES),
         *(("gather", case, _gather) for case in gather.CASES),
         *(("lookahead", case, _lookahead) for case in ahead),
+        *(("device_forecast", case, _device_forecast) for case in ahead if case.activation == "none"),
     ]
     for name, case, job in jobs:
         about = {"kernel": name, "shape": str(case), "rows": getattr(case, "tokens", "")}
@@ -258,6 +260,14 @@ def _lookahead(case: lookahead.Case, device: torch.device) -> tuple[float, bool]
     error, repeats = _compare(got, again, [want.logits_NHE, want.probs_HE, ranks_HW])
     exact = torch.equal(got[0].cpu(), want.logits_NHE) and not count_H.any()
     return (error if exact else float("inf")), repeats
+
+
+def _device_forecast(case: lookahead.Case, device: torch.device) -> tuple[float, bool]:
+    x_ND, weight_DM, bias_M = (tensor.float() for tensor in lookahead.made(case, _seeded(case)))
+    want = lookahead.lookahead_ref(x_ND, weight_DM, bias_M, case.experts, case.top_k, "none").logits_NHE
+    forecast, host = DeviceForecast(device), (weight_DM.numpy(), bias_M.numpy())
+    got, again = ([torch.from_numpy(forecast(x_ND.numpy(), *host))] for _ in range(2))
+    return _compare(got, again, [want.flatten(1)])
 
 
 def _seeded(case: object) -> torch.Generator:

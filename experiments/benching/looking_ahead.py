@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from rgpu.experiments.benching.timing import clock_of, samples
+from rgpu.kernels.device_forecast import DeviceForecast
 from rgpu.kernels.lookahead import REAL, Case, lookahead, made
 
 COLUMNS = (
@@ -18,23 +19,29 @@ REPEATS, SECONDS = 20, 1.0
 
 
 def measure(device: torch.device, cases: tuple[Case, ...] = REAL) -> Iterator[dict[str, Any]]:
-    """A row for every case and provider. Providers give the same forecast, torch in the map's dtype with its own sums."""
+    """A row for every case and provider. Those on the device give the same forecast, torch in the map's dtype with its own
+    sums; `round_trip` is what the engine calls: rows from the host, logits back, float32 maps."""
     for number, case in enumerate(case for case in cases if case.activation != "none"):
         make = torch.Generator().manual_seed(number)
-        maps = [[tensor.to(device) for tensor in made(case, make)] for _ in range(MAPS)]
+        drawn = [made(case, make) for _ in range(MAPS)]
+        maps = [[tensor.to(device) for tensor in one] for one in drawn]
+        hosts = [[tensor.float().numpy() for tensor in one] for one in drawn]
         count_H = torch.zeros(case.horizons, dtype=torch.int32, device=device)
         providers: dict[str, Callable[..., object]] = {
-            "lookahead": partial(_fused, case, count_H), "logits": partial(_logits, case), "torch": partial(_torch, case)
+            "lookahead": partial(_fused, case, count_H), "logits": partial(_logits, case), "torch": partial(_torch, case),
+            "round_trip": DeviceForecast(device),
         }  # fmt: skip
         for name, call in providers.items():
-            calls = [partial(call, *one) for one in maps]
+            there = name != "round_trip"
+            calls = [partial(call, *(one if there else on_host)) for one, on_host in zip(maps, hosts, strict=True)]
             for once in calls:
                 once()
-            took, timing = samples(calls, device, clock_of(device, 1), REPEATS, SECONDS, graph=True)
+            took, timing = samples(calls, device, clock_of(device, 1), REPEATS, SECONDS, graph=there)
             quick, middle, slow = torch.tensor(took).double().quantile(torch.tensor([0.2, 0.5, 0.8]).double()).tolist()
             yield {
                 "provider": name, "activation": case.activation, "rows": case.tokens, "inputs": case.inputs,
-                "horizons": case.horizons, "experts": case.experts, "map_bytes": maps[0][1].nbytes,
+                "horizons": case.horizons, "experts": case.experts,
+                "map_bytes": maps[0][1].nbytes if there else hosts[0][1].nbytes,
                 "us_p50": round(1e6 * middle, 3), "us_p20": round(1e6 * quick, 3), "us_p80": round(1e6 * slow, 3),
                 "samples": len(took), "timing": timing,
             }  # fmt: skip

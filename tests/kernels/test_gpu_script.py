@@ -94,7 +94,7 @@ def test_lookahead_is_checked_and_measured(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(looking_ahead, "REPEATS", 1)
     monkeypatch.setattr(looking_ahead, "MAPS", 2)
     timed = list(looking_ahead.measure(cpu, few))
-    assert [row["provider"] for row in timed] == ["lookahead", "logits", "torch"] * 2
+    assert [row["provider"] for row in timed] == ["lookahead", "logits", "torch", "round_trip"] * 2
     assert all(set(row) == set(looking_ahead.COLUMNS) and row["us_p50"] > 0 for row in timed)
     real = lookahead.lookahead
     monkeypatch.setattr(

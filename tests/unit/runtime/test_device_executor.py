@@ -49,7 +49,9 @@ def opened(folder: Path, cache: Path, policy: Any, pool: PoolConfig, **wild: Any
 class Late:
     """A session whose model runs through the GPU's executor, on late copies."""
 
-    def __init__(self, session: OffloadSession, make: Any, handler: str, seed: int, kind: str = "ram") -> None:
+    def __init__(
+        self, session: OffloadSession, make: Any, handler: str, seed: int, kind: str = "ram", hidden: bool = False
+    ) -> None:
         self.controller = make(session.shape)
         rows = [slots + self.controller.staging for slots in self.controller.slots]
         self.pools = make_pools(session.store.layout, rows, torch.device("cpu"))
@@ -63,7 +65,7 @@ class Late:
         assert gate is not None
         self.executor = DeviceExecutor(
             self.controller, self.pools, self.transfer, lambda: CpuCompute(session.store.layout, gate),  # type: ignore[arg-type]
-            lambda: None, False, self.store, handler, torch.device("cpu"),
+            lambda: None, hidden, self.store, handler, torch.device("cpu"),
         )  # fmt: skip
         self.executor.filled()
         self.waits = self.streams.hostwaits
