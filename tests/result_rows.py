@@ -8,6 +8,7 @@ from rgpu.results.pairs import pair_rows
 from rgpu.results.rows import Context, frame
 from tests.claim_rows import claim_rows
 from tests.field_rows import field_rows
+from tests.prefetch_rows import prefetch_rows
 from tests.validation_rows import validation_rows
 
 EXPERTS, LAYERS, SEQUENCES = 8, 3, 10
@@ -81,4 +82,5 @@ def everything() -> list[pa.Table]:
     for policy, step in (("ring", 1), ("lru", 9)):
         own = quarter.at(experiment="residency", layer=1, policy=policy, slots=4)
         parts.append(own.rows("expert", "id", (token // step + slot) % EXPERTS, offset=token, slot=slot))
-    return parts + field_rows(CONTEXT) + claim_rows(CONTEXT) + validation_rows(CONTEXT)
+    prefetching = list(prefetch_rows(CONTEXT))
+    return parts + field_rows(CONTEXT) + claim_rows(CONTEXT) + validation_rows(CONTEXT) + prefetching

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rgpu.contracts import Forecast, Planner, Predictor
-from rgpu.errors import TraceError
+from rgpu.errors import InputError, TraceError
 from rgpu.policies.loop import COUNTS, FILL
 from rgpu.policies.policy import Policy
 from rgpu.replay.controller import Controller, Decision
@@ -37,15 +37,23 @@ class RecordedForecasts:
     """What `predictor` forecasts on a batch-1 trace, made layer by layer at once and given out again event by event.
 
     Bit for bit what its own observe and predict give (a contract of every predictor that has `predict_trace`), so that many
-    planners and pools are judged on one prediction. float32 [P, H, E] a layer is held.
+    planners and pools are judged on one prediction. float32 [P, H, E] a layer is held. `lead`: MoE layers that a forecast
+    comes too late for: rows of this pass nearer than that are left out (1: none).
     """
 
-    def __init__(self, predictor: Any, trace: Trace) -> None:
+    def __init__(self, predictor: Any, trace: Trace, lead: int = 1) -> None:
+        if lead < 1:
+            raise InputError(f"lead: got {lead}; expected layers from 1; set lead=1")
         self.name = str(predictor.name)
         rows_P, sequence_P = speaking_passes(trace)
         first_P = np.r_[True, sequence_P[1:] != sequence_P[:-1]]
-        self._targets = [predictor.targets(layer) for layer in range(trace.layers)]
-        self._probs_L = [predictor.predict_trace(trace, layer, rows_P, first_P) for layer in range(trace.layers)]
+        self._targets: list[tuple[np.ndarray, np.ndarray]] = []
+        self._probs_L: list[np.ndarray] = []
+        for layer in range(trace.layers):
+            layers, ahead = predictor.targets(layer)
+            kept = (ahead > 0) | (layers >= layer + lead)
+            self._targets.append((layers[kept], ahead[kept]))
+            self._probs_L.append(predictor.predict_trace(trace, layer, rows_P, first_P)[:, kept])
         self._pass = {int(number): p for p, number in enumerate(trace.passes[rows_P])}
         self._at = (0, 0)
 

@@ -26,7 +26,7 @@ from rgpu.traces.synthetic import LABEL
 from rgpu.traces.trace import Trace
 
 
-def _yamls(group: str) -> dict[str, Any]:
+def yamls(group: str) -> dict[str, Any]:
     folder = resources.files("rgpu.conf") / group
     files = [f for f in folder.iterdir() if f.name.endswith(".yaml")]
     return {f.name.removesuffix(".yaml"): OmegaConf.to_container(OmegaConf.create(f.read_text())) for f in files}
@@ -34,24 +34,24 @@ def _yamls(group: str) -> dict[str, Any]:
 
 def machine(name: str) -> Machine:
     """The machine of `conf/hardware/<name>.yaml`."""
-    return profile_of(_yamls("hardware")[name]).machine()
+    return profile_of(yamls("hardware")[name]).machine()
 
 
 def vram_bytes(name: str) -> float:
     """Device memory of `conf/hardware/<name>.yaml`; infinite for a machine without a GPU."""
-    size = profile_of(_yamls("hardware")[name]).vram_gb
+    size = profile_of(yamls("hardware")[name]).vram_gb
     return np.inf if size is None else 1e9 * float(size)
 
 
 def ram_bytes(name: str) -> float:
     """Host memory of `conf/hardware/<name>.yaml`."""
-    return 1e9 * float(profile_of(_yamls("hardware")[name]).ram_gb)
+    return 1e9 * float(profile_of(yamls("hardware")[name]).ram_gb)
 
 
 def cost_for(trace: Trace) -> ModelCost:
     """The cost of `conf/cost` that names the trace's model; raises `NotTestableError` where none does."""
     model = trace.header.model.removesuffix(f" ({LABEL})")
-    for data in _yamls("cost").values():
+    for data in yamls("cost").values():
         if model in data["models"]:
             return cost_of(data, trace.layers, tuple(trace.header.expert_bytes))
     raise NotTestableError(f"got no cost of {model} in conf/cost; expected its bytes beside the experts")

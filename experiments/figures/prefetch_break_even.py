@@ -1,0 +1,62 @@
+"""The break-even atlas: the recall from which prefetching pays, over the link and the compute time of a layer."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from rgpu.experiments.figures import style
+
+NAME = "prefetch_break_even"
+TITLE = "The recall from which prefetching pays"
+ORDER = 85
+GUIDE = (
+    "Colour: the recall that a forecast of the next layer needs before prefetching saves half a percent; grey: even a perfect "
+    "one does not. Letters name what serves misses fastest without prefetch: fetch, cpu, split or zero copy. The star is a "
+    "model on a machine whose link, time per token and recall were published; its budget was not, so it is in every panel."
+)
+LETTERS = "fcsz"
+# Qwen3-30B-A3B on an RTX 4090: 2.85 MB an expert at 25 GB/s and 10 us a copy; 1/196 s a token over 48 layers, less 8 experts
+# at 950 GB/s; recall 0.886 of gate look-ahead on that model (BigMoeOnEdge)
+MARK_COPY_S, MARK_COMPUTE_S, MARK = 124e-6, 82e-6, "Qwen3-30B, RTX 4090:\nlook-ahead 0.886"
+
+
+def draw(table: pd.DataFrame, figure: Figure) -> None:
+    rows = style.select(table, "prefetch_break_even", ["recall_needed", "fastest_handler", "copy"])
+    near = rows[(rows["lag"] == rows["lag"].min()) & (rows["case"] == "sure")]
+    panels = list(near[near["metric"] == "recall_needed"].groupby(["policy", "capacity_share"]))
+    panels.sort(key=lambda p: (p[0][0] != "lru", p[0][1]))
+    copy_of = near[near["metric"] == "copy"].groupby("machine")["value"].first()
+    links = sorted(copy_of.index.astype(str), key=float)
+    times = np.sort(near["x"].dropna().astype(float).unique())
+    across = len({share for (_, share), _ in panels})
+    axes = style.panels(figure, len(panels), columns=across, width=3.7, height=3.3)
+    handlers = near[near["metric"] == "fastest_handler"]
+    image = None
+    for axis, ((policy, share), part) in zip(axes, panels, strict=True):
+        grid = part.pivot_table(index="x", columns="machine", values="value").reindex(index=times, columns=links)
+        needed = grid.to_numpy(float)
+        shown = np.ma.masked_where(needed > 1, needed)
+        axis.set_facecolor("#d5d8dd")
+        image = axis.imshow(shown, cmap="viridis_r", vmin=0, vmax=1, origin="lower", aspect="auto")
+        if min(needed.shape) > 1 and (needed > 0.8).any() and (needed <= 0.8).any():
+            lines = axis.contour(np.minimum(needed, 1.2), levels=[0.5, 0.8], colors="white", linewidths=1.2)
+            axis.clabel(lines, fmt="%.1f", fontsize=8)
+        own = handlers[(handlers["policy"] == policy) & (handlers["capacity_share"] == share)]
+        for _, cell in own.iterrows():
+            j, i = links.index(str(cell["machine"])), int(np.searchsorted(times, float(cell["x"])))
+            ink = "white" if 0.5 < needed[i, j] <= 1 else "#2b2f36"
+            axis.text(j, i, LETTERS[int(cell["value"])], ha="center", va="center", fontsize=8, color=ink)
+        at = np.interp(-np.log(MARK_COPY_S), -np.log(copy_of[links].to_numpy(float)), range(len(links)))
+        up = np.interp(np.log(MARK_COMPUTE_S), np.log(times), range(len(times)))
+        axis.plot([at], [up], "*", color="#d62f2f", markersize=11, markeredgecolor="white", label=MARK)
+        axis.set_xticks(range(len(links)), [f"{n}\n{1e6 * float(copy_of[n]):.0f}" for n in links], fontsize=8)
+        axis.set_yticks(range(len(times)), [f"{1e6 * t:.0f}" for t in times], fontsize=8)
+        axis.set(title=f"{policy}, {float(share):.0%} of experts")
+        axis.set(xlabel="link, GB/s; below: us to copy an expert", ylabel="compute a layer, us")
+        axis.grid(False)
+    if image is not None:
+        figure.colorbar(image, ax=axes, shrink=0.7, label="recall needed")
+    style.legend_right(figure)
+    style.footer(
+        figure, near, "Experts of gpt-oss-20b's size; LRU without prefetch is what has to be beaten. Simulated."
+    )

@@ -1,0 +1,63 @@
+"""Prefetching, judged: the grid in time, the verdict, and the break-even atlas, on one trace. Entry: `run`."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from rgpu.experiments.study import break_even
+from rgpu.experiments.study.prefetch_time import COST, FEW, MACHINES, ORACLE, SHARE, Court, arms_of, rows
+from rgpu.experiments.study.prefetch_verdict import DEFAULT, FREE, judge
+from rgpu.predictors.gate_lookahead import GateLookahead
+from rgpu.predictors.linear import Linear
+from rgpu.results.rows import Context
+from rgpu.traces.split import split
+from rgpu.traces.trace import Trace
+
+GRID_SEQUENCES, ATLAS_SEQUENCES = 16, 12  # of the scored half; the verdict is on all of it
+QUICK_SEQUENCES = 3  # of the quick atlas
+SHARES = (0.25, 0.5)
+
+
+def run(
+    context: Context, trace: Trace, model: Path | str, out: Path, quick: bool, fitted: Mapping[str, Any] | None = None
+) -> tuple[list[pa.Table], dict[str, Any]]:
+    """(rows of `prefetch_time` and `prefetch_break_even`, document with the verdicts and where the atlas lies).
+
+    `trace` has hidden states and is split by document: predictors are fitted on one half, everything is timed on the other.
+    `fitted`: predictors fitted on that same half, by name; gate look-ahead and the default's are made where they lack.
+    """
+    began = time.perf_counter()
+    parts = split(trace)
+    scored = trace.select(parts.scored)
+    found = dict(fitted or {})
+    for needed in (GateLookahead(model=model), Linear(model=model)):
+        if needed.name not in found:
+            found[needed.name] = needed.fit(trace, parts)
+    names = [FREE.predictor, DEFAULT.predictor] if quick else list(found)
+    some = trace.select(parts.scored[: None if quick else GRID_SEQUENCES])
+    at = context.at(method="replay", trace_tokens=some.tokens)
+    court = Court(some, {name: found[name] for name in names})
+    shares, machines = ((SHARE,), FEW) if quick else (SHARES, FEW)
+    arms = arms_of([*names, ORACLE], quick)
+    with tqdm(total=len(arms) * len(shares), desc="prefetching", unit="arm", disable=None) as bar:
+        tables = rows(court, at, arms, shares, machines, bar)
+    whole = court if quick else Court(scored, {n: found[n] for n in (FREE.predictor, DEFAULT.predictor)})
+    costs = (COST,) if quick else (COST, "reference")
+    verdicts = [judge(whole, share, FEW if quick else MACHINES, cost) for cost in costs for share in shares]
+    few = trace.select(parts.scored[: QUICK_SEQUENCES if quick else ATLAS_SEQUENCES])
+    points = break_even.atlas(few, break_even.QUICK if quick else break_even.Grid())
+    tables += break_even.rows(points, context.at(method="replay", trace_tokens=few.tokens))
+    document = {
+        "simulated": True,
+        "verdicts": verdicts,
+        "atlas": break_even.write(points, out),
+        "atlas_points": len(points),
+        "never_pays": int(sum(np.isnan(p["recall_needed"]) for p in points)),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    return tables, document

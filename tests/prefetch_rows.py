@@ -1,0 +1,29 @@
+"""Made-up rows of the prefetching figures."""
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from rgpu.results.rows import Context
+
+
+def prefetch_rows(context: Context) -> Iterator[pa.Table]:
+    at = context.at(experiment="prefetch_time", scope="layer", reset="sequence", capacity_share=0.25, miss="fetch")
+    for machine in ("rtx4060_laptop", "rtx4090"):
+        own = at.at(machine=machine)
+        yield own.rows("tpot", "s/token", 0.01, policy="lru", predictor="none", case="none")
+        for i, predictor in enumerate(("gate_lookahead", "linear", "oracle")):
+            for j, (planner, policy) in enumerate((("top_k", "lru"), ("expected_value", "joint_forecast"))):
+                arm = own.at(predictor=predictor, case=planner, policy=policy)
+                saved = -0.001 + 0.001 * i + 0.0015 * j
+                yield arm.rows("tpot_saved", "s/token", saved, lo=saved - 2e-4, hi=saved + 2e-4, x=0.7 + 0.15 * i)
+                for k, end in enumerate(("useful", "late", "wasted", "cancelled", "pending", "harmful")):
+                    yield arm.rows(f"bytes_{end}", "bytes/token", 1e6 * (6 - k) / (1 + i))
+    at = context.at(experiment="prefetch_break_even", case="sure", lag=1, capacity_share=0.25, predictor="oracle")
+    for policy in ("lru", "joint_forecast"):
+        for i, link in enumerate(("6", "25", "100")):
+            for j, compute in enumerate((1e-4, 4e-4, 1.6e-3)):
+                own = at.at(policy=policy, machine=link, x=compute)
+                yield own.rows("recall_needed", "share", 2.0 if i + j < 1 else 1.1 - 0.2 * (i + j))
+                yield own.rows("fastest_handler", "rank", float((i + j) % 4))
+                yield own.rows("copy", "s", 2.2e-3 / 4**i)
