@@ -39,13 +39,17 @@ class RoutedPredictor(BasePredictor):
             self._now[event.layer] = known_or_last(event.experts_TK[rows], self.schema_.experts)
 
     def _score(self, layer: int) -> np.ndarray:
+        return self._combine(layer, self._parents_now(layer))
+
+    def _parents_now(self, layer: int) -> list[np.ndarray]:
+        """int64 [N, K] of each parent of `layer`, as the events so far show them."""
         found = []
         for at, ago in self._parents(layer):
             ids_NK = (self._before if ago else self._now).get(at)
             if ids_NK is None or len(ids_NK) != self._rows:
                 ids_NK = np.full((self._rows, self.schema_.top_k), self.schema_.experts, np.int64)
             found.append(ids_NK)
-        return self._combine(layer, found)
+        return found
 
     def predict_trace(self, trace: Trace, layer: int, rows_P: np.ndarray, first_P: np.ndarray) -> np.ndarray:
         self.check(trace)
