@@ -15,8 +15,9 @@ PLACES = ("host", "device")
 
 def with_kernel(predictor: P, forward: LinearForecast = linear_forecast) -> P:
     """The same predictor, with a kernel for its maps where it is of linear form: its forecasts keep their bits."""
-    if isinstance(predictor, HiddenPredictor):
-        predictor.use(forward)
+    for one in (predictor, *getattr(predictor, "members", ())):  # an ensemble's
+        if isinstance(one, HiddenPredictor):
+            one.use(forward)
     return predictor
 
 

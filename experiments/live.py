@@ -64,7 +64,6 @@ def set_up(cfg: DictConfig) -> Setup:
         fitted.fit(calibration if learns else None)
     if saved is not None:
         fitted = load_predictor(saved)
-    placed(fitted, cfg.forecast, cfg.device, any(cfg.memory[name] is not None for name in ("vram", "ram")))
     feature = policy.traits.feature
     if feature and calibration is not None:
         feature = available(feature, calibration, policy.name)
@@ -73,6 +72,7 @@ def set_up(cfg: DictConfig) -> Setup:
             f"predictor {fitted.name}: got a predictor that reads the future; expected one that can run live, such as "
             "previous_token; score it on a trace with rgpu train"
         )
+    placed(fitted, cfg.forecast, cfg.device, any(cfg.memory[name] is not None for name in ("vram", "ram")))
     hidden = feature == "hidden" or "hidden" in getattr(fitted, "needs", ())
     logs = bool(cfg.verify or cfg.profile_out is not None)
     profile = None if cfg.profile is None else Path(cfg.profile)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from rgpu.predictors.descent import Parameters, Schedule
+from rgpu.predictors.hidden import HiddenPredictor, fixed_matmul, threshold_chances
 from rgpu.predictors.probe import Probe
 
 
@@ -48,3 +49,23 @@ class LowRank(Probe):
 
     def _inner(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         return self.tensors_["down_DR"], np.zeros(self.rank, np.float32)
+
+    # -- forecasting: all of it is linear, so beside the routers' map, which is read anyway, the correction costs nothing
+
+    def _score_hidden(self, layer: int, hidden_ND: np.ndarray) -> np.ndarray:
+        if self.model is None:
+            return super()._score_hidden(layer, hidden_ND)
+        logits_NM = self.forward(hidden_ND, *self._cached_map(layer))
+        return threshold_chances(logits_NM.reshape(len(logits_NM), -1, self.schema_.experts), self.schema_.top_k)
+
+    def _map(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scaling, correction, gains and scales folded into the routers' map, each sum in a fixed order."""
+        weight_DM, bias_M = super()._map(layer)
+        rows_H, mean_D, inverse_D, gain_M, scale_M = self._at(layer)
+        out_RM, out_bias_M = self._head(layer, rows_H)
+        learnt_DM = fixed_matmul(self.tensors_["down_DR"] * inverse_D[:, None], out_RM)
+        shift_M = fixed_matmul(mean_D[None], learnt_DM)[0]
+        return (learnt_DM + gain_M * weight_DM) * scale_M, (out_bias_M - shift_M + gain_M * bias_M) * scale_M
+
+    def work(self, layer: int) -> tuple[int, int] | None:
+        return super().work(layer) if self.model is None else HiddenPredictor.work(self, layer)

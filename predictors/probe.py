@@ -70,6 +70,7 @@ class Probe(Trained, HiddenPredictor):
     def reset(self) -> None:
         super().reset()
         self._heads: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._factors: dict[int, tuple[list[int], np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def _empty_heads(self, width: int) -> Parameters:
         """`out_LFM` and `out_bias_L1M` of 0, [L, width, M] and [L, 1, M]."""
@@ -102,16 +103,28 @@ class Probe(Trained, HiddenPredictor):
         return tensors | {"scale_LH": scale_LH.numpy()}
 
     def _score_hidden(self, layer: int, hidden_ND: np.ndarray) -> np.ndarray:
-        rows_H = self._rows(layer)
+        rows_H, mean_D, inverse_D, gain_M, scale_M = self._at(layer)
         hidden_ND = np.asarray(hidden_ND, np.float32)
-        x_ND = (hidden_ND - self.tensors_["mean_LD"][layer]) * self.tensors_["inverse_LD"][layer]
+        x_ND = hidden_ND - mean_D
+        x_ND *= inverse_D
         logits_NM = self._apply(layer, x_ND, rows_H)
         if self.model is not None:
-            gain_M = np.repeat(self.tensors_["gain_LH"][layer, rows_H], self.schema_.experts)
-            logits_NM = logits_NM + gain_M * self.forward(hidden_ND, *self._cached_map(layer))
-        logits_NHE = logits_NM.reshape(len(x_ND), len(rows_H), self.schema_.experts)
-        scale_H1 = self.tensors_["scale_LH"][layer, rows_H][:, None]
-        return threshold_chances(logits_NHE * scale_H1, self.schema_.top_k)
+            lookahead_NM = self.forward(hidden_ND, *self._cached_map(layer))
+            lookahead_NM *= gain_M
+            logits_NM += lookahead_NM
+        logits_NM *= scale_M
+        return threshold_chances(logits_NM.reshape(len(x_ND), len(rows_H), self.schema_.experts), self.schema_.top_k)
+
+    def _at(self, layer: int) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """What a forecast of a layer is made with beside the maps, kept: its rows, scaling, gains and scales [M]."""
+        found = self._factors.get(layer)
+        if found is None:
+            rows_H, experts = self._rows(layer), self.schema_.experts
+            gain_LH = self.tensors_.get("gain_LH", np.ones_like(self.tensors_["scale_LH"]))
+            gain_M, scale_M = (np.repeat(one[layer, rows_H], experts) for one in (gain_LH, self.tensors_["scale_LH"]))
+            scaling = self.tensors_["mean_LD"][layer], self.tensors_["inverse_LD"][layer]
+            found = self._factors[layer] = (rows_H, *scaling, gain_M, scale_M)
+        return found
 
     def _map(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         layers, _ = self.targets(layer)

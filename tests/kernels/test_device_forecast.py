@@ -17,6 +17,7 @@ from rgpu.kernels.linear_forecast import linear_forecast
 from rgpu.planning.top_k import TopK
 from rgpu.policies.loop import PREFETCH, PREFETCH_BUSY
 from rgpu.policies.lru import Lru
+from rgpu.predictors.ensemble import Ensemble
 from rgpu.predictors.gate_lookahead import GateLookahead
 from rgpu.predictors.hidden import linear_reference
 from rgpu.predictors.linear import Linear
@@ -110,3 +111,6 @@ def test_where_it_cannot_be(
 def test_the_host_s_kernel_by_default() -> None:
     assert placed(Linear(), "host", "cuda", True).forward is linear_forecast
     assert placed(None, "host", "cpu", False) is None
+    ensemble = placed(Ensemble([Linear(), Popularity(), Mlp()]), "host", "cpu", False)
+    kernels = [getattr(member, "forward", None) for member in ensemble.members]
+    assert kernels == [linear_forecast, None, linear_forecast]

@@ -9,6 +9,7 @@ from rgpu.errors import InputError
 from rgpu.predictors import descent
 from rgpu.predictors.gate_lookahead import GateLookahead
 from rgpu.predictors.group_mlp import GroupMlp
+from rgpu.predictors.hidden import threshold_chances
 from rgpu.predictors.low_rank import LowRank
 from rgpu.predictors.mlp import Mlp
 from rgpu.predictors.probe import Probe, scaling
@@ -48,6 +49,28 @@ def test_learning_starts_at_gate_lookahead_and_gains(kind: Any, tmp_path: Path) 
     assert recall(kind(model=model, epochs=0).fit(trace, parts), held) == pytest.approx(recall(gate, held), abs=0.002)
     assert recall(kind(model=model).fit(trace, parts), held) > recall(gate, held) - 0.005
     assert recall(kind(lr=0.01).fit(trace, parts), held) > 0.5
+
+
+@every_probe
+def test_a_forecast_is_every_part_together(kind: Any, tmp_path: Path) -> None:
+    """Spelt out from the tensors; the low-rank probe folds them into one map."""
+    trace = learnable_trace()
+    probe = kind(model=str(write_checkpoint(tmp_path)), epochs=2, horizon=2).fit(trace)
+    own = probe.tensors_
+    assert np.abs(own["out_LFM"]).max() > 0
+    own["gain_LH"] += np.arange(3, dtype=np.float32) / 8
+    hidden = trace.require("hidden", "test")[:7].astype(np.float32)
+    for layer in range(LAYERS):
+        targets = probe.targets(layer)[0]
+        rows_H = [*range(len(targets) - 1), 2]
+        x_ND = (hidden[:, layer] - own["mean_LD"][layer]) * own["inverse_LD"][layer]
+        learnt_NHE = probe._apply(layer, x_ND, rows_H).reshape(7, len(rows_H), -1)
+        routed_NHE = (
+            np.einsum("nd,hed->nhe", hidden[:, layer], own["router_LED"][targets]) + own["router_bias_LE"][targets]
+        )
+        gain_H1, scale_H1 = (own[name][layer, rows_H][:, None] for name in ("gain_LH", "scale_LH"))
+        wanted = threshold_chances((learnt_NHE + gain_H1 * routed_NHE) * scale_H1, probe.schema_.top_k)
+        assert np.allclose(probe._score_hidden(layer, hidden[:, layer]), wanted, atol=1e-5)
 
 
 @every_probe
