@@ -5,7 +5,8 @@
 Appends dated rows to benchmarks/results/predictor_speed.jsonl. A sample is one event: `observe` and `predict` together, and
 `predict` alone, in wall time; events of all layers follow one another, as in a model, so that a layer's map has left the
 first-level caches when its turn comes again. A whole round is not counted. Maps are drawn at random, which costs what
-trained ones do. Forecasts have a row for each of `horizon` layers, as many as are left, and the next token's.
+trained ones do; `low_rank` and `mlp` (32 and 64 units) have a checkpoint's routers beside what they learn. Forecasts have a
+row for each of `horizon` layers, as many as are left, and the next token's.
 
 Shapes: 24 layers of 64 experts at hidden size 256, top-8; and that of assets/reference. Providers: `numpy`, the
 predictors' own, and `kernel`, the compiled map that live runs and `rgpu train` inject (the same bits).
@@ -14,6 +15,7 @@ predictors' own, and `kernel`, the compiled map that live runs and `rgpu train` 
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,11 @@ from rgpu.predictors.base import Schema
 from rgpu.predictors.gate_lookahead import GateLookahead
 from rgpu.predictors.hidden import HiddenPredictor
 from rgpu.predictors.linear import Linear
+from rgpu.predictors.low_rank import LowRank
+from rgpu.predictors.mlp import Mlp
+from rgpu.predictors.probe import Probe
 from rgpu.results.provenance import stamp
-from rgpu.traces.trace import DECODE
+from rgpu.traces.trace import DECODE, Trace, TraceHeader
 from rgpu.types import RoutingEvent
 
 RESULTS = Path(__file__).parent / "results" / "predictor_speed.jsonl"
@@ -39,19 +44,41 @@ def shapes() -> dict[str, tuple[int, int, int, int]]:
 
 
 def fitted(kind: type[HiddenPredictor], horizon: int, shape: tuple[int, int, int, int]) -> HiddenPredictor:
-    """A predictor of `shape` with random maps."""
+    """A predictor of `shape` with random maps; those with parts to learn as they are with a checkpoint's routers."""
     layers, experts, top_k, hidden = shape
     rng = np.random.default_rng(0)
     predictor = kind(horizon=horizon)
-    predictor.schema_ = Schema("random", "", layers, experts, top_k, hidden)
-    sizes = (
-        {"weight_LHDE": (layers, horizon + 1, hidden, experts), "bias_LHE": (layers, horizon + 1, experts)}
-        if kind is Linear
-        else {"router_LED": (layers, experts, hidden), "bias_LE": (layers, experts)}
-    )
-    predictor.tensors_ = {name: rng.normal(size=size).astype(np.float32) for name, size in sizes.items()}
+    sizes = {"router_LED": (layers, experts, hidden), "bias_LE": (layers, experts)}
+    if isinstance(predictor, Probe):
+        predictor.schedule = replace(predictor.schedule, epochs=1)
+        predictor.fit(noise(shape))
+        predictor.model = "random"
+        sizes = {
+            "router_LED": (layers, experts, hidden),
+            "router_bias_LE": (layers, experts),
+            "gain_LH": (layers, horizon + 1),
+        }
+    else:
+        predictor.schema_ = Schema("random", "", layers, experts, top_k, hidden)
+        predictor.tensors_ = {}
+    if isinstance(predictor, Linear):
+        sizes = {"weight_LHDE": (layers, horizon + 1, hidden, experts), "bias_LHE": (layers, horizon + 1, experts)}
+    predictor.tensors_ |= {name: rng.normal(size=size).astype(np.float32) for name, size in sizes.items()}
     predictor.reset()
     return predictor
+
+
+def noise(shape: tuple[int, int, int, int]) -> Trace:
+    """A trace of four short documents in which nothing can be learnt."""
+    layers, experts, top_k, hidden = shape
+    tokens, rng = 48, np.random.default_rng(2)
+    documents: list[dict[str, Any]] = [{"domain": "noise", "document": f"d{s}"} for s in range(4)]
+    header = TraceHeader("random", experts, top_k, list(range(layers)), expert_bytes=[1] * layers, sequences=documents)
+    return Trace(
+        header, np.argsort(rng.random((tokens, layers, experts)))[..., :top_k].astype(np.uint8),
+        np.arange(0, tokens + 1, 12), np.arange(tokens, dtype=np.int32) % 12, np.arange(tokens, dtype=np.int32),
+        phase=np.full(tokens, DECODE, np.uint8), hidden=rng.normal(size=(tokens, layers, hidden)).astype(np.float16),
+    )  # fmt: skip
 
 
 def samples(predictor: HiddenPredictor, rounds: int) -> dict[str, np.ndarray]:
@@ -85,7 +112,7 @@ def main() -> None:
     facts = stamp({"benchmark": "predictor_speed", "rounds": arguments.rounds})
     rows: list[dict[str, Any]] = []
     for shape, numbers in shapes().items():
-        for kind in (Linear, GateLookahead):
+        for kind in (Linear, GateLookahead, LowRank, Mlp):
             for horizon in HORIZONS:
                 for provider in ("numpy", "kernel"):
                     predictor = fitted(kind, horizon, numbers)
