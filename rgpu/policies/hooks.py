@@ -81,7 +81,7 @@ def draw(m, n, again=0):
 def random_slot(m):
     """An evictable slot, each equally likely. Of a large pool slots are drawn until one is: nearly always the first."""
     if m[REG, CAP] >= DRAWN_FROM:
-        for again in range(1, DRAWS):
+        for again in range(DRAWS):
             slot = draw(m, m[REG, CAP], again)
             key = m[KEY_OF, slot]
             if key >= 0 and m[PIN, key] != m[REG, WAVE]:

@@ -76,14 +76,40 @@ def test_in_a_large_pool_every_slot_that_may_go_is_as_likely(slots: int, pinned:
     for clock in range(40 * slots):
         m[REG, CLOCK] = clock
         drawn_[hooks.random_slot(m)] += 1
-    assert drawn_.sum() == drawn_[free].sum()
+    assert drawn_.sum() == drawn_[free].sum() and drawn_[free].all()
     expected = 40 * slots / len(free)
     assert ((drawn_[free] - expected) ** 2 / expected).sum() < len(free) + 5 * np.sqrt(2 * len(free))  # chi squared
-    last = m[REG, CLOCK]
-    m[REG, hooks.SEED] = 12
-    other = [int(hooks.random_slot(m)) for m[REG, CLOCK] in range(last - 20, last)]
-    m[REG, hooks.SEED] = 11
-    assert pinned == 199 or other != [int(hooks.random_slot(m)) for m[REG, CLOCK] in range(last - 20, last)]
+
+
+@pytest.mark.parametrize("slots", [hooks.DRAWN_FROM - 1, hooks.DRAWN_FROM, 200])
+@pytest.mark.parametrize("busy", [0.0, 0.5, 0.99])
+def test_slots_are_drawn_in_large_pools_and_counted_out_in_small_ones(slots: int, busy: float) -> None:
+    """The same numbers in every version: draws until one may go, 64 at most, then the n-th of those that may."""
+
+    def number(clock: int, count: int, again: int) -> int:
+        x = (11 * 0x9E3779B1 ^ 3 * 0xC2B2AE3D ^ clock * 0x27D4EB2F ^ again * 0x165667B1) % 2**32
+        for _ in range(2):
+            for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+                x = (x ^ x >> shift) * factor % 2**32
+            x ^= x >> 16
+        return x % count
+
+    state, _ = make_state(1, slots, [slots])
+    m, rng = state[0], np.random.default_rng(slots)
+    m[KEY_OF, :slots] = rng.permutation(slots)
+    m[SLOT_OF, m[KEY_OF, :slots]] = np.arange(slots)
+    pins = np.where(rng.random(slots) < busy, 4, 3)
+    pins[5] = 3
+    m[REG, [USED, hooks.PINNED, WAVE, hooks.SEED, hooks.EVENT]] = slots, (pins == 4).sum(), 4, 11, 3
+    m[PIN, :slots] = pins
+    may_go = pins[m[KEY_OF, :slots]] != 4
+    for clock in range(300):
+        m[REG, CLOCK] = clock
+        drawn_ = [number(clock, slots, again) for again in range(64)] if slots >= 128 else []
+        wanted = next((slot for slot in drawn_ if may_go[slot]), None)
+        if wanted is None:
+            wanted = np.flatnonzero(may_go)[number(clock, int(may_go.sum()), 0)]
+        assert hooks.random_slot(m) == hooks.random_slot.py_func(m) == wanted
 
 
 def test_searches_know_keys_that_are_never_used_and_pools_without_a_victim() -> None:
