@@ -85,7 +85,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             )  # fmt: skip
         memory = session.memory() | measured(plan, peak, before)
         result, passes = timed(session)
-        result = counted(session.controller, cfg.pool.miss) | result
+        result = counted(session) | result
         _write(cfg, session, passes, setup.policy.name)
         if wants_trace:
             trace = session.trace()

@@ -12,8 +12,6 @@ from rgpu.errors import InputError
 from rgpu.policies.loop import DEMAND_LOADS, FILL_LOADS, LOADED_BYTES, PROACTIVE_LOADS
 from rgpu.replay.controller import Controller
 from rgpu.results.provenance import write_atomic
-from rgpu.runtime.device_executor import HANDLERS as GPU_HANDLERS
-from rgpu.runtime.executor import HANDLERS, ZERO_COPY
 from rgpu.runtime.session import OffloadSession
 from rgpu.transfer.counts import Span
 
@@ -43,8 +41,9 @@ class FillBar:
             bar.close()
 
 
-def counted(controller: Controller, handler: str) -> dict[str, Any]:
+def counted(session: OffloadSession) -> dict[str, Any]:
     """What was decided, in counts; misses also by what served them."""
+    controller = session.controller
     counts, hits = controller.counts, controller.hits
     demand, ahead, fill = (int(counts[c]) for c in (DEMAND_LOADS, PROACTIVE_LOADS, FILL_LOADS))
     misses = controller.accesses - hits
@@ -55,9 +54,7 @@ def counted(controller: Controller, handler: str) -> dict[str, Any]:
         "hits": hits,
         "prefetch_hits": controller.prefetch_hits,
         "misses": misses,
-        "misses_by_handler": {
-            name: misses if name == handler else 0 for name in (GPU_HANDLERS if handler == ZERO_COPY else HANDLERS)
-        },
+        "misses_by_handler": session.misses_by_handler(),
         "hit_rate": hits / max(1, controller.accesses),
         "loads": demand + ahead + fill,
         "demand_loads": demand,

@@ -15,7 +15,8 @@ from rgpu.quant.formats import by_name
 from rgpu.quant.layout import SlotLayout
 from rgpu.runtime.architecture import Architecture
 from rgpu.runtime.device_executor import HANDLERS as GPU_HANDLERS
-from rgpu.runtime.executor import CPU, HANDLERS, ZERO_COPY
+from rgpu.runtime.device_executor import ON_THE_HOST
+from rgpu.runtime.executor import FETCH, HANDLERS, ZERO_COPY
 from rgpu.store.layout import DTYPES, ExpertLayout
 from rgpu.store.tiers import DIRECT, KINDS, RAM, TIER
 
@@ -51,10 +52,12 @@ def stored(cfg: DictConfig, architecture: Architecture) -> Stored:
     }  # fmt: skip
     if cfg.device == "cuda":
         options |= {"device": "cuda", "graphs": bool(cfg.graphs)}
-    if cfg.pool.miss == ZERO_COPY and not quantised:
+        if cfg.pool.miss in ON_THE_HOST:
+            options["host_kernel"] = _kernel("cpu")
+    if cfg.device == "cuda" and cfg.pool.miss != FETCH and not quantised:
         raise InputError(
-            f"pool.miss: got zero_copy with experts in {cfg.dtype}; expected quantised ones, whose kernels read over the link; "
-            "set quantize=bf16, say, or pool.miss=fetch"
+            f"pool.miss: got {cfg.pool.miss} with experts in {cfg.dtype}; expected quantised ones, which rgpu's kernels "
+            "compute; set quantize=bf16, say, or pool.miss=fetch"
         )
     lossy = lossy_of(cfg, architecture, quantize)
     if lossy is not None:
@@ -127,10 +130,10 @@ def _check_places(cfg: DictConfig) -> None:
             f"pool.miss: got zero_copy with store={cfg.store}; expected store=ram, every expert in memory that the GPU reads; "
             "set store=ram, or pool.miss=fetch"
         )
-    if cfg.pool.miss == CPU and cfg.store in (DIRECT, TIER):
+    if cfg.pool.miss in ON_THE_HOST and cfg.store in (DIRECT, TIER):
         raise InputError(
-            f"pool.miss: got cpu with store={cfg.store}, which does not hold every expert where it could be computed; "
-            "expected store=disk or store=ram; set store=disk, or pool.miss=fetch"
+            f"pool.miss: got {cfg.pool.miss} with store={cfg.store}, which does not hold every expert where it "
+            "could be computed; expected store=disk or store=ram; set store=disk, or pool.miss=fetch"
         )
 
 

@@ -96,6 +96,15 @@ class CpuCompute:
         combiner(self.layout.hidden).call(*addresses, tokens, top_k)
         return out_TD.to(x_TD.dtype)
 
+    def outputs(self) -> torch.Tensor:
+        """float32 [P, D]: each pair's own output, not weighted, of the pairs that some wave of the same tokens had."""
+        return self._parts_PD
+
+    def place(self, pair_N: torch.Tensor, y_ND: torch.Tensor) -> None:
+        """Outputs of pairs that were computed elsewhere, after a `wave` of the same tokens: pairs int64 [N] (token * K + rank),
+        y [N, D]."""
+        self._parts_PD[pair_N] = y_ND.float()
+
     def _pass(self, name: str, gate: Gate | None, tiles: list[Tile], places: Places) -> None:
         """Every tile's rows times the matrix `name` of its slot, each thread a share of the output columns."""
         matrix = self._matrices[name]

@@ -67,6 +67,12 @@ class TritonCompute:
         combine(self._part_PD, served_TK.contiguous(), weight_TK.contiguous(), out_TD)
         return out_TD
 
+    def place(self, pair_N: torch.Tensor, y_ND: torch.Tensor) -> None:
+        """Outputs of pairs that were computed elsewhere, after a `wave` of the same tokens: pairs int64 [N] (token * K + rank),
+        y [N, D], from any device."""
+        device = self._part_PD.device
+        self._part_PD[pair_N.to(device)] = y_ND.to(device, torch.float32)
+
     @staticmethod
     def _by_pairs(x_TD: torch.Tensor) -> bool:
         """Whether `decode` does it: few tokens, or float32 on gfx11, where no tile of `prefill` fits the registers."""

@@ -20,6 +20,7 @@ from rgpu.replay.controller import Controller, replay_events
 from rgpu.replay.pool import PoolConfig
 from rgpu.replay.stream import routing_events
 from rgpu.runtime.architecture import read_architecture
+from rgpu.runtime.device_executor import ON_THE_HOST
 from rgpu.runtime.loading import load_resident
 from rgpu.runtime.session import OffloadSession
 
@@ -146,8 +147,23 @@ def _quantised(kind: str, where: Path, stores: Path, quant: Any) -> Iterator[Res
 
         yield _guarded(f"{name}, {text}: bits of the resident run", growing)
         yield _guarded(f"{name}, {text}: graphs", replayed)
+    for handler in ON_THE_HOST:
+        yield _guarded(
+            f"{name}, a quarter resident, {handler}: near the resident run, graphs or not",
+            lambda handler=handler: _beside(opened, handler, static),  # type: ignore[misc]
+        )
     yield _guarded(f"{name}, all resident: the step as one graph", lambda: _whole(opened, static))
     yield _guarded(f"{name}: a replay of the run's own trace decides the same", lambda: _again(opened))
+
+
+def _beside(opened: Any, handler: str, static: Any) -> tuple[bool, str]:
+    """Misses on the processor: the same up to the rounding of its sums, and some were computed there."""
+    apart, served = 0.0, []
+    for graphs in (False, True):
+        with opened(5, handler, graphs=graphs, host_kernel=CpuCompute) as session:
+            apart = max(apart, far(generated(session.model, cache_implementation="static"), static))
+            served.append(session.misses_by_handler()["cpu"])
+    return apart < 0.02 and min(served) > 0, f"{apart:.2e} of the largest logit, {served} misses on the processor"
 
 
 def _whole(opened: Any, static: Any) -> tuple[bool, str]:

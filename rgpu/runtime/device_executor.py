@@ -13,14 +13,29 @@ from rgpu.errors import InputError, RgpuError
 from rgpu.memory.slot_pool import SlotPool
 from rgpu.memory.slot_table import SlotTable
 from rgpu.replay.controller import Controller, Decision
-from rgpu.runtime.executor import FETCH, ZERO_COPY, PoolExecutor, in_time
+from rgpu.runtime.executor import (
+    CPU,
+    FETCH,
+    SPLIT,
+    ZERO_COPY,
+    PoolExecutor,
+    hits_of,
+    in_time,
+    key_of,
+    only,
+    rows_of,
+    without,
+)
 from rgpu.runtime.experts import PooledExperts
+from rgpu.runtime.host_misses import HostMisses
+from rgpu.runtime.miss_choice import MissChoice
 from rgpu.store.source import ExpertSource
 from rgpu.traces.passes import PassInfo
 from rgpu.transfer.device import DeviceTransfer
-from rgpu.types import ExpertKey
+from rgpu.types import ExpertKey, RoutingEvent
 
-HANDLERS = (FETCH, ZERO_COPY)
+HANDLERS = (FETCH, ZERO_COPY, CPU, SPLIT)
+ON_THE_HOST = (CPU, SPLIT)  # handlers that compute misses, or some, on the processor
 FEW = 16  # tokens up to which a kernel's buffers are kept, one set a number of tokens: graphs point into them
 Step = Callable[[PooledExperts, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Host = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # ids, weights and hidden states of an event, on the host
@@ -34,12 +49,15 @@ class DeviceExecutor(PoolExecutor):
     it: each pair's output is kept apart and added in the order of K.
 
     `handler`: what serves a miss, "fetch" by copying it into a slot first, "zero_copy" by computing it from host memory and
-    copying what is to stay afterwards.
+    copying what is to stay afterwards, "cpu" the same on the processor with `host_kernel`, "split" as `MissChoice` divides
+    them between "fetch" and "cpu". Only with the last two the last bits of the result
+    may depend on where a miss was computed.
     """
 
     def __init__(
         self, controller: Controller, pools: list[SlotPool], transfer: DeviceTransfer, kernel: MakeKernel,
         rows_of_pass: Callable[[], PassInfo | None], hidden: bool, store: ExpertSource, handler: str, device: torch.device,
+        host_kernel: Any = None,
     ) -> None:  # fmt: skip
         if handler not in HANDLERS:
             raise InputError(
@@ -52,6 +70,8 @@ class DeviceExecutor(PoolExecutor):
             )
         self.device = device
         self.store: ExpertSource
+        self._host = HostMisses(store, host_kernel, handler) if handler in ON_THE_HOST else None
+        self.reads_inputs = hidden or self._host is not None
         self.table = SlotTable(len(store.layer_ids), store.experts, device)
         self._make_kernel = kernel
         self._kernels: dict[int, Any] = {}
@@ -61,7 +81,8 @@ class DeviceExecutor(PoolExecutor):
         self.step: Step = self.at_once  # changed while a step is captured or replayed
         self.transfer: DeviceTransfer
         super().__init__(controller, pools, transfer, None, rows_of_pass, hidden, store)  # type: ignore[arg-type]
-        self.in_place = handler == ZERO_COPY
+        self.handler = handler
+        self._choice = MissChoice(transfer.counts, slots_take_time=False) if handler == SPLIT else None
 
     def __call__(
         self, module: PooledExperts, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor
@@ -94,19 +115,27 @@ class DeviceExecutor(PoolExecutor):
                 "cannot go on: a step of this session was cut short; close the session and open another one"
             )
         self._broken = True  # until the end: what an interrupted event has computed and decided cannot be told
-        event = self._event(layer, x_TD, ids_TK, weights_TK) if host is None else self._event_of(layer, *host)
+        if host is None:
+            host = self._read(ids_TK, weights_TK, x_TD if self.reads_inputs else None)
+        event = self._event_of(layer, host[0], host[1], host[2] if self.hidden else None)
         decision = self.controller.observe(event)
         ahead, late = in_time(self.controller.ahead(), decision.pool)
         missing = (self.table.host_LE[layer, decision.experts] < 0) & (not computed)
         loads = [*ahead, *late]
         if missing.any():
             wave = _Wave(self, event.experts_TK, launch or self._launch(x_TD, weights_TK))
-            if self.in_place:
-                self._from_the_store(decision, missing, wave)
+            if self.handler == ZERO_COPY:
+                self._over_the_link(decision, missing, wave)
+                loads = [decision, *loads]
+            elif self.handler == CPU:
+                self._on_the_host(decision, np.flatnonzero(missing).tolist(), event, host)
                 loads = [decision, *loads]
             else:
-                self._wave_by_wave(decision, missing, wave, ahead)
-                loads = late
+                here = self._to_compute_on_the_host(decision, missing, event)
+                self._wave_by_wave(
+                    decision, missing, wave, ahead, here, lambda: self._on_the_host(decision, here, event, host)
+                )
+                loads = [only(decision, here), *late] if here else late
         elif (decision.codes >= 0).any():
             loads = [decision, *loads]
         for load in loads:
@@ -129,7 +158,7 @@ class DeviceExecutor(PoolExecutor):
     def sources(self, layer: int) -> list[torch.Tensor]:
         """The rows that members of a layer may be computed from."""
         pool_SB = self.pools[self.controller.pool_of(layer)].buffer
-        return [pool_SB, self.store.rows_SB] if self.in_place else [pool_SB]
+        return [pool_SB, self.store.rows_SB] if self.handler == ZERO_COPY else [pool_SB]
 
     def _launch(self, x_TD: torch.Tensor, weights_TK: torch.Tensor) -> Launch:
         kernel, weights_TK = self.kernel(len(x_TD)), weights_TK.float()
@@ -139,27 +168,57 @@ class DeviceExecutor(PoolExecutor):
 
         return launch
 
-    def _wave_by_wave(self, decision: Decision, missing: np.ndarray, wave: "_Wave", ahead: list[Decision]) -> None:
+    def _wave_by_wave(
+        self, decision: Decision, missing: np.ndarray, wave: "_Wave", ahead: list[Decision], here: list[int],
+        compute_here: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """Copies and computes what is missing, but for `here`, which the host computes while the first copies are made."""
         last = len(decision.waves) - 1
         for w, members in enumerate(decision.waves):
+            members = without(members, here)
             slots = self._load(decision, members)
             if w == last:
                 for load in ahead:
                     self._submit(load)
+            if w == 0 and here:
+                compute_here()
             some = [(i, slot) for i, slot in zip(members.tolist(), slots, strict=True) if missing[i]]
-            for _, slot in some:
-                self.transfer.wait(decision.pool, slot)
-            if some:
-                with self._pinned(decision, some):
-                    pool = self.pools[decision.pool]
-                    wave.compute(pool.buffer, [(int(decision.experts[i]), slot) for i, slot in some])
-            for i, slot in some:
-                if decision.slots[i] >= 0:  # in a staging slot it stays for this wave only
-                    self.table.set(ExpertKey(int(decision.layers[i]), int(decision.experts[i])), slot)
+            self._arrived(decision, some, wave)
 
-    def _from_the_store(self, decision: Decision, missing: np.ndarray, wave: "_Wave") -> None:
-        members = [ExpertKey(int(decision.layers[i]), int(decision.experts[i])) for i in np.flatnonzero(missing)]
-        wave.compute(self.store.rows_SB, [(key.expert, self.store.row(key)) for key in members])
+    def _arrived(self, decision: Decision, some: list[tuple[int, int]], wave: "_Wave") -> None:
+        """Computes (member, slot) behind their copies."""
+        for _, slot in some:
+            self.transfer.wait(decision.pool, slot)
+        if some:
+            with self._pinned(decision, some):
+                wave.compute(self.pools[decision.pool].buffer, [(int(decision.experts[i]), slot) for i, slot in some])
+        for i, slot in some:
+            if decision.slots[i] >= 0:  # in a staging slot it stays for this wave only
+                self.table.set(key_of(decision, i), slot)
+
+    def _over_the_link(self, decision: Decision, missing: np.ndarray, wave: "_Wave") -> None:
+        keys = [key_of(decision, i) for i in np.flatnonzero(missing).tolist()]
+        self.in_place += int((missing & ~hits_of(decision)).sum())
+        wave.compute(self.store.rows_SB, [(key.expert, self.store.row(key)) for key in keys])
+
+    def _on_the_host(self, decision: Decision, members: list[int], event: RoutingEvent, host: Host) -> None:
+        assert self._host is not None and host[2] is not None
+        keys = [key_of(decision, i) for i in members]
+        self.in_place += int((~hits_of(decision)[members]).sum())
+        kernel = self.kernel(len(event.experts_TK))
+        self._host.compute(
+            [(key.expert, self.store.row(key)) for key in keys],
+            host[2],
+            event.experts_TK,
+            host[1],
+            kernel.place,
+            self._choice,
+        )
+
+    def _to_compute_on_the_host(self, decision: Decision, missing: np.ndarray, event: RoutingEvent) -> list[int]:
+        if self._choice is None:
+            return []
+        return self._choice.divide(np.flatnonzero(missing).tolist(), rows_of(decision, event))[0]
 
     def _copy(self, key: ExpertKey, pool: int, slot: int, ahead: bool) -> None:
         before = self.pools[pool].key(slot)

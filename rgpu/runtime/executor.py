@@ -3,8 +3,10 @@
 Legend: T tokens, D hidden size, K top-k, U experts of an event.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,20 +18,22 @@ from rgpu.policies.loop import PREFETCH
 from rgpu.replay.controller import Controller, Decision
 from rgpu.runtime.compute import EventCompute
 from rgpu.runtime.experts import PooledExperts
+from rgpu.runtime.miss_choice import MissChoice
 from rgpu.store.source import ExpertSource
 from rgpu.traces.passes import PassInfo
 from rgpu.types import ExpertKey, RoutingEvent
 
-FETCH, CPU, ZERO_COPY = "fetch", "cpu", "zero_copy"
-HANDLERS = (FETCH, CPU)  # on a CPU; on a GPU see `rgpu.runtime.device_executor`
+FETCH, CPU, SPLIT, ZERO_COPY = "fetch", "cpu", "split", "zero_copy"
+HANDLERS = (FETCH, CPU, SPLIT)  # on a CPU; on a GPU see `rgpu.runtime.device_executor`
 _F16_MAX = 65504.0
 
 
 class PoolExecutor:
     """Computes experts modules from slot pools. `rows_of_pass` describes the forward pass being computed.
 
-    `handler`: what serves a miss. "fetch" copies it into a slot first; "cpu" computes it where the store has it and
-    copies what is to stay afterwards. `hidden`: events carry the router's input.
+    `handler`: what serves a miss. "fetch" copies it into a slot first; "cpu" computes it where the store has it and copies
+    what is to stay afterwards; "split" chooses for each miss (`MissChoice`). `hidden`: events carry the router's input.
+    `in_place`: misses so far that were computed where the store has them.
     """
 
     def __init__(
@@ -45,7 +49,9 @@ class PoolExecutor:
         self.rows_of_pass = rows_of_pass
         self.hidden = hidden
         self.store = store
-        self.in_place = handler == CPU
+        self.handler = handler
+        self.in_place = 0
+        self._choice = MissChoice(transfer.counts) if handler == SPLIT else None  # type: ignore[attr-defined]
         for fill in controller.start():
             self._submit(fill)
 
@@ -57,17 +63,24 @@ class PoolExecutor:
         decision = self.controller.observe(event)
         ahead, late = in_time(self.controller.ahead(), decision.pool)
         self.compute.begin(module, x_TD, event.experts_TK, weights_TK)
-        if self.in_place:
+        if self.handler == CPU:
             self._where_it_is(decision)
             late = [decision, *ahead, *late]
         else:
+            rows = [] if self._choice is None else rows_of(decision, event)
+            here = self._to_compute_here(decision, rows)
             last = len(decision.waves) - 1
             for w, wave in enumerate(decision.waves):
+                wave = without(wave, here)
                 slots = self._load(decision, wave)
                 if w == last:  # earlier waves are computed: nothing of `ahead` can overwrite what they needed
                     for load in ahead:
                         self._submit(load)
-                self._compute_wave(decision, wave, slots)
+                if w == 0:  # while the first copies are made
+                    self._from_the_store(decision, here, rows)
+                self._compute_wave(decision, wave, slots, rows)
+            if here:  # what of it is to stay
+                late = [only(decision, here), *late]
         for load in late:
             self._submit(load)
         return self.compute.finish()
@@ -110,19 +123,19 @@ class PoolExecutor:
             if slot < 0:
                 slot, resident, staging = staging, False, staging + 1
             if not resident:
-                self._copy(_key(decision, i), decision.pool, slot, ahead=False)
+                self._copy(key_of(decision, i), decision.pool, slot, ahead=False)
             slots.append(slot)
         return slots
 
     def _submit(self, decision: Decision) -> None:
         """Queues loads that are to stay; members that stay already, pass through or were dropped have negative codes."""
         for i in (decision.codes >= 0).nonzero()[0].tolist():
-            self._copy(_key(decision, i), decision.pool, int(decision.codes[i]), ahead=True)
+            self._copy(key_of(decision, i), decision.pool, int(decision.codes[i]), ahead=True)
 
     def _copy(self, key: ExpertKey, pool: int, slot: int, ahead: bool) -> None:
         self.transfer.submit(key, pool, slot, ahead)
 
-    def _compute_wave(self, decision: Decision, wave: np.ndarray, slots: list[int]) -> None:
+    def _compute_wave(self, decision: Decision, wave: np.ndarray, slots: list[int], rows: list[int]) -> None:
         """Members that are there are computed while the others are copied; these as they arrive, in order."""
         pool = self.pools[decision.pool]
         there: list[tuple[int, int]] = []
@@ -133,24 +146,50 @@ class PoolExecutor:
             if some:
                 for _, slot in some:
                     self.transfer.wait(decision.pool, slot)
-                with self._pinned(decision, some):
-                    self.compute.members(pool.buffer, [(int(decision.experts[i]), slot) for i, slot in some])
+                self._from_slots(decision, some, rows)
 
     def _where_it_is(self, decision: Decision) -> None:
         """Residents from their slots, everything else (also a copy that has not landed) from the store."""
-        assert self.store is not None
-        pool = self.pools[decision.pool]
-        hits = ((decision.codes < 0) & (decision.slots >= 0)).nonzero()[0].tolist()
-        there = [(i, int(decision.slots[i])) for i in hits]
-        there = [(i, slot) for i, slot in there if pool.state(slot) is CopyState.READY]
-        if there:
-            with self._pinned(decision, there):
-                self.compute.members(pool.buffer, [(int(decision.experts[i]), slot) for i, slot in there])
+        there = self._there(decision)
+        self._from_slots(decision, there, [])
         found = {i for i, _ in there}
-        rest = [i for i in range(len(decision.experts)) if i not in found]
-        if rest:
-            rows = [(int(decision.experts[i]), self.store.row(_key(decision, i))) for i in rest]
-            self.compute.members(self.store.rows_SB, rows)
+        self._from_the_store(decision, [i for i in range(len(decision.experts)) if i not in found], [])
+
+    def _to_compute_here(self, decision: Decision, rows: list[int]) -> list[int]:
+        """Members that are not in their slots and go where the store has them, by the choice that "split" makes."""
+        if self._choice is None:
+            return []
+        found = {i for i, _ in self._there(decision)}
+        return self._choice.divide([i for i in range(len(decision.experts)) if i not in found], rows)[0]
+
+    def _there(self, decision: Decision) -> list[tuple[int, int]]:
+        """(member, slot) of the hits whose copies have landed."""
+        pool = self.pools[decision.pool]
+        hits = hits_of(decision).nonzero()[0].tolist()
+        there = [(i, int(decision.slots[i])) for i in hits]
+        return [(i, slot) for i, slot in there if pool.state(slot) is CopyState.READY]
+
+    def _from_slots(self, decision: Decision, members: list[tuple[int, int]], rows: list[int]) -> None:
+        if members:
+            with self._pinned(decision, members), self._timed("from_slots", [i for i, _ in members], rows):
+                places = [(int(decision.experts[i]), slot) for i, slot in members]
+                self.compute.members(self.pools[decision.pool].buffer, places)
+
+    def _from_the_store(self, decision: Decision, members: list[int], rows: list[int]) -> None:
+        if members:
+            assert self.store is not None
+            self.in_place += int((~hits_of(decision)[members]).sum())
+            with self._timed("in_place", members, rows):
+                places = [(int(decision.experts[i]), self.store.row(key_of(decision, i))) for i in members]
+                self.compute.members(self.store.rows_SB, places)
+
+    @contextmanager
+    def _timed(self, rate: str, members: list[int], rows: list[int]) -> Iterator[None]:
+        """Tells the choice, if there is one, how long these members take."""
+        begin_s = time.perf_counter()
+        yield
+        if self._choice is not None:
+            getattr(self._choice, rate).took([rows[i] for i in members], time.perf_counter() - begin_s)
 
     @contextmanager
     def _pinned(self, decision: Decision, members: list[tuple[int, int]]) -> Iterator[None]:
@@ -158,7 +197,7 @@ class PoolExecutor:
         pinned = []
         try:
             for i, slot in members:
-                pool.pin(slot, _key(decision, i))
+                pool.pin(slot, key_of(decision, i))
                 pinned.append(slot)
             yield
         finally:
@@ -166,7 +205,33 @@ class PoolExecutor:
                 pool.unpin(slot)
 
 
-def _key(decision: Decision, i: int) -> ExpertKey:
+def hits_of(decision: Decision) -> np.ndarray:
+    """bool: members that have a slot and are not to be copied into one (decided, not landed)."""
+    hit: np.ndarray = (decision.codes < 0) & (decision.slots >= 0)
+    return hit
+
+
+def rows_of(decision: Decision, event: RoutingEvent) -> list[int]:
+    """How many rows of the event each member has."""
+    count_E = np.bincount(event.experts_TK[event.experts_TK >= 0])
+    return [int(count_E[expert]) for expert in decision.experts.tolist()]
+
+
+def without(wave: np.ndarray, members: list[int]) -> np.ndarray:
+    """The rest of a wave."""
+    return wave[~np.isin(wave, members)] if members else wave
+
+
+def only(decision: Decision, members: list[int]) -> Decision:
+    """The same with no loads but those of `members` whose slot nobody gets later in the same event (in another wave)."""
+    last = {int(code): i for i, code in enumerate(decision.codes.tolist()) if code >= 0}
+    codes = np.full(len(decision.codes), -1, decision.codes.dtype)
+    stay = [i for i in members if last.get(int(decision.codes[i])) == i]
+    codes[stay] = decision.codes[stay]
+    return replace(decision, codes=codes)
+
+
+def key_of(decision: Decision, i: int) -> ExpertKey:
     return ExpertKey(int(decision.layers[i]), int(decision.experts[i]))
 
 

@@ -21,7 +21,7 @@ from rgpu.replay.controller import Controller
 from rgpu.runtime.architecture import Architecture, read_architecture
 from rgpu.runtime.compute import Kernel, event_compute, no_kernel
 from rgpu.runtime.device_executor import DeviceExecutor
-from rgpu.runtime.executor import FETCH, PoolExecutor
+from rgpu.runtime.executor import CPU, FETCH, SPLIT, ZERO_COPY, PoolExecutor
 from rgpu.runtime.loading import load_dense, load_tokenizer
 from rgpu.runtime.lossy import Lossy
 from rgpu.runtime.rerouting import LowCopies, Rerouter
@@ -55,6 +55,7 @@ class OffloadSession:
         store: ExpertSource, make_controller: ControllerFactory, *, hidden: bool = False, record: bool = True,
         handler: str = FETCH, threads: int | None = None, kernel: Kernel | None = None, telemetry: Telemetry | None = None,
         device: torch.device | None = None, graphs: bool = True, lossy: Lossy | None = None, low: ExpertSource | None = None,
+        host_kernel: Kernel | None = None,
     ) -> None:  # fmt: skip
         self.model = model
         self.device = torch.device("cpu") if device is None else device
@@ -62,7 +63,7 @@ class OffloadSession:
         self.tokenizer = tokenizer
         self.architecture = architecture
         self.store = store
-        self._kernel = kernel
+        self._kernel, self._host_kernel = kernel, host_kernel
         self._lossy, self._low = lossy, low
         self.rerouter: Rerouter | None = None
         self.telemetry = Telemetry() if telemetry is None else telemetry
@@ -86,7 +87,7 @@ class OffloadSession:
         store: str = "disk", threads: int | None = None, hidden: bool = False, record: bool = True,
         cache: Path | None = None, quantize: Quantizer | None = None, handler: str = FETCH, kernel: Kernel | None = None,
         ram_experts: int = 0, checked: bool = False, telemetry: Telemetry | None = None, device: str = "cpu",
-        graphs: bool = True, lossy: Lossy | None = None,
+        graphs: bool = True, lossy: Lossy | None = None, host_kernel: Kernel | None = None,
     ) -> "OffloadSession":  # fmt: skip
         """Opens the model in `model_dir`; the first time, its experts are converted to a store.
 
@@ -97,7 +98,8 @@ class OffloadSession:
         events and the recorded trace carry the router's input, which some policies and predictors read. `threads`: torch's,
         and those of the experts, while open. `cache`: folder of stores, by default `cache_folder()`. `device`: "cpu" or
         "cuda", where the model computes and the slots are; on a GPU `kernel` is `rgpu.kernels.compute_triton.on_gpu`, a store
-        of kind "ram" is the one that copies at full speed, and with `graphs` decode steps on a static cache are CUDA graphs.
+        of kind "ram" is the one that copies at full speed, and with `graphs` decode steps on a static cache are CUDA graphs;
+        `host_kernel` (`CpuCompute`) computes there what the handlers "cpu" and "split" leave to the processor.
         `lossy`: a mode of `rgpu.runtime.lossy`, on the CPU; what it did is in `session.rerouter.section()`.
         Raises `InputError` for models that are missing, broken, not Mixture-of-Experts or of an unsupported layout.
         """
@@ -119,7 +121,7 @@ class OffloadSession:
         session = cls(
             model, load_tokenizer(folder), architecture, experts, make_controller, hidden=hidden, record=record,
             handler=handler, threads=threads, kernel=kernel, telemetry=telemetry, device=target, graphs=graphs,
-            lossy=lossy, low=low,
+            lossy=lossy, low=low, host_kernel=host_kernel,
         )  # fmt: skip
         session._anon_before = anon_before
         session.startup = {
@@ -156,7 +158,7 @@ class OffloadSession:
         if streams is not None and isinstance(self.store.layout, SlotLayout):
             executor = DeviceExecutor(
                 self.controller, self.pools, moved, self._make_kernel(), lambda: tracker.current, hidden, self.store, handler,
-                self.device,
+                self.device, self._make_host_kernel(),
             )  # fmt: skip
         else:
             if streams is not None and handler != FETCH:
@@ -175,6 +177,7 @@ class OffloadSession:
                 self.store,
                 handler,
             )
+        self._executor = executor
         for index, layer in enumerate(moe_layers(self.model)):
             layer.experts.layer, layer.experts.run = index, executor
             self._stack.callback(setattr, layer.experts, "run", None)
@@ -200,6 +203,11 @@ class OffloadSession:
         if make is None:
             raise no_kernel(layout, "compute_triton.on_gpu")
         return lambda: make(layout, gate, 1)
+
+    def _make_host_kernel(self) -> Any:
+        layout, gate = self.store.layout, self.architecture.gate
+        assert isinstance(layout, SlotLayout) and gate is not None
+        return None if self._host_kernel is None else self._host_kernel(layout, gate, torch.get_num_threads())
 
     def _low_compute(self) -> LowCopies | None:
         if self._low is None:
@@ -239,6 +247,14 @@ class OffloadSession:
     def log(self) -> list[Any]:
         """The controller's decisions, in order."""
         return self.controller.log
+
+    def misses_by_handler(self) -> dict[str, int]:
+        """Misses by what served them."""
+        executor, misses = self._executor, self.controller.accesses - self.controller.hits
+        own = {handler: 0 for handler in ((FETCH, CPU) if self.device.type == "cpu" else (FETCH, ZERO_COPY, CPU))}
+        if executor.handler != SPLIT:
+            return own | {executor.handler: misses}
+        return own | {FETCH: misses - executor.in_place, CPU: executor.in_place}
 
     def memory(self) -> dict[str, int]:
         """Bytes: `pool_bytes` (all slots, staging included), `dense_bytes` (everything but routed experts),

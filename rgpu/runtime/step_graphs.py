@@ -151,7 +151,7 @@ def _host_buffers(executor: DeviceExecutor, tokens: int) -> list[Host]:
     pairs = (shape.layers, tokens, shape.top_k)
     ids_LTK = torch.empty(pairs, dtype=torch.int64, pin_memory=torch.cuda.is_available())
     weights_LTK = torch.empty(pairs, dtype=torch.float32, pin_memory=torch.cuda.is_available())
-    if not executor.hidden:
+    if not executor.reads_inputs:
         return [(ids, weights, None) for ids, weights in zip(ids_LTK, weights_LTK, strict=True)]
     hidden_LTD = torch.empty(
         shape.layers, tokens, shape.hidden, dtype=torch.float32, pin_memory=torch.cuda.is_available()

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,8 @@ from rgpu.quant.formats import by_name
 from rgpu.replay.controller import Controller
 from rgpu.replay.pool import PoolConfig
 from rgpu.runtime.device_executor import DeviceExecutor
+from rgpu.runtime.host_misses import HostMisses
+from rgpu.runtime.miss_choice import MissChoice
 from rgpu.runtime.session import OffloadSession
 from rgpu.store.tiers import open_source
 from rgpu.traces.moe_layers import moe_layers
@@ -46,6 +49,20 @@ def opened(folder: Path, cache: Path, policy: Any, pool: PoolConfig, **wild: Any
     )  # fmt: skip
 
 
+def at_random(seed: int) -> Any:
+    """Instead of `MissChoice.divide`: any division may be the fastest."""
+    rng = np.random.default_rng(seed)
+
+    def divide(_: MissChoice, members: Any, rows_U: Any) -> tuple[list[int], list[int]]:
+        assert all(rows_U[i] >= 1 for i in members)
+        both: tuple[list[int], list[int]] = [], []
+        for member in members:
+            both[int(rng.integers(0, 2))].append(member)
+        return both
+
+    return divide
+
+
 class Late:
     """A session whose model runs through the GPU's executor, on late copies."""
 
@@ -65,7 +82,7 @@ class Late:
         assert gate is not None
         self.executor = DeviceExecutor(
             self.controller, self.pools, self.transfer, lambda: CpuCompute(session.store.layout, gate),  # type: ignore[arg-type]
-            lambda: None, hidden, self.store, handler, torch.device("cpu"),
+            lambda: None, hidden, self.store, handler, torch.device("cpu"), CpuCompute(session.store.layout, gate),
         )  # fmt: skip
         self.executor.filled()
         self.waits = self.streams.hostwaits
@@ -75,10 +92,11 @@ class Late:
 
 @pytest.mark.parametrize(("scope", "slots"), [("layer", 1), ("layer", 4), ("layer", 10), ("global", 12)])
 @pytest.mark.parametrize("name", sorted(POLICIES))
-@pytest.mark.parametrize("handler", ["fetch", "zero_copy"])
+@pytest.mark.parametrize("handler", ["fetch", "zero_copy", "cpu", "split"])
 def test_the_bits_and_decisions_of_the_host(
-    folder: Path, stores: Path, name: str, scope: str, slots: int, handler: str
+    folder: Path, stores: Path, name: str, scope: str, slots: int, handler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(MissChoice, "divide", at_random(slots))
     policy, pool, batch = POLICIES[name], PoolConfig(scope, slots), 1 + 3 * (slots % 4 > 0)
     wild: dict[str, Any] = {} if slots == 10 else {"predictor": Wild, "planner": Wild}
     with opened(folder, stores, policy, pool, **wild) as session:
@@ -97,6 +115,12 @@ def test_the_bits_and_decisions_of_the_host(
         assert late.streams.hostwaits == late.waits
         counts = late.transfer.counts()
         assert counts.demand_bytes + counts.ahead_bytes == counts.copies * session.store.layout.nbytes
+        misses = late.controller.accesses - late.controller.hits
+        assert misses and 0 <= late.executor.in_place <= misses * (handler != "fetch")
+        if handler == "cpu" and not wild:
+            assert late.executor.in_place == misses
+        if handler == "split" and slots > 1:
+            assert 0 < late.executor.in_place < misses
         table = late.executor.table
         for pool_index, states in enumerate(late.pools):
             for slot in range(late.controller.slots[pool_index]):
@@ -128,8 +152,13 @@ def test_experts_that_no_memory_holds_pass_through_it(folder: Path, stores: Path
 def test_handlers_and_stores_that_a_gpu_cannot_have(folder: Path, stores: Path) -> None:
     pool = PoolConfig("layer", 2)
     with opened(folder, stores, Lru(), pool) as session:
-        with pytest.raises(InputError, match="got 'cpu'; expected one of fetch, zero_copy on a GPU; set"):
-            Late(session, lambda shape: Controller(Lru(), shape, pool), "cpu", 3)
+        with pytest.raises(InputError, match="got 'slow'; expected one of fetch, zero_copy, cpu, split on a GPU; set"):
+            Late(session, lambda shape: Controller(Lru(), shape, pool), "slow", 3)
+        for handler in ("cpu", "split"):
+            with pytest.raises(InputError, match=f"got {handler} with a store that does not hold .*; set one, or"):
+                Late(session, lambda shape: Controller(Lru(), shape, pool), handler, 3, "direct")
+        with pytest.raises(InputError, match="got cpu on a GPU without a kernel for the host; .* host_kernel="):
+            HostMisses(session.store, None, "cpu")
         with pytest.raises(InputError, match="got zero_copy with a store"):  # a mapped file is not page-locked
             Late(session, lambda shape: Controller(Lru(), shape, pool), "zero_copy", 3, "disk")
 

@@ -27,7 +27,7 @@ def test_bit_identical_to_eager(kind: str, tmp_path: Path) -> None:
     assert found.gate == (Gate("gpt_oss", limit=7.0) if kind == "gpt_oss" else Gate("silu"))
     for batch in (1, 4):
         wanted, logits = generate(stock, prompts(batch))
-        for slots, handler in ((2, "fetch"), (5, "fetch"), (4, "cpu")):
+        for slots, handler in ((2, "fetch"), (5, "split"), (4, "cpu")):
             with OffloadSession.open(
                 folder,
                 lambda shape: Controller(Lru(), shape, PoolConfig("layer", slots)),  # noqa: B023

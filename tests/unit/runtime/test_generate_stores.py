@@ -81,6 +81,9 @@ def test_misses_on_the_processor(wide: Path, store: str) -> None:
     made = generate(wide, "pool.miss=cpu", f"store={store}", "verify=true", "pool.slots=3")
     assert made["failed"] == [] and made["identical_logits"]
     assert made["misses_by_handler"] == {"fetch": 0, "cpu": made["misses"]} and made["misses"] > 0
+    both = generate(wide, "pool.miss=split", f"store={store}", "verify=true", "pool.slots=3")
+    assert both["failed"] == [] and both["identical_logits"] and both["misses"] == made["misses"]
+    assert sum(both["misses_by_handler"].values()) == both["misses"]
     fetched = generate(wide, f"store={store}", "pool.slots=3")
     assert fetched["misses_by_handler"] == {"fetch": made["misses"], "cpu": 0}
 
@@ -93,9 +96,13 @@ def test_misses_on_the_processor(wide: Path, store: str) -> None:
             "pool.miss: got cpu with store=direct.*expected store=disk.*set store=disk",
         ),
         (("pool.miss=cpu", "store=tier", "ram_experts=4"), "pool.miss: got cpu with store=tier"),
-        (("pool.miss=split",), "pool.miss: got 'split' with device=cpu; expected one of fetch, cpu"),
+        (("pool.miss=split", "store=direct"), "pool.miss: got split with store=direct.*set store=disk"),
         (("pool.miss=zero_copy",), "pool.miss: got 'zero_copy' with device=cpu; expected one of fetch, cpu"),
-        (("device=cuda", "pool.miss=cpu"), "pool.miss: got 'cpu' with device=cuda; expected one of fetch, zero_copy"),
+        (("device=cuda", "pool.miss=cpu"), "pool.miss: got cpu with experts in float32; expected quantised ones"),
+        (
+            ("device=cuda", "pool.miss=slow"),
+            "got 'slow' with device=cuda; expected one of fetch, zero_copy, cpu, split",
+        ),
         (("device=cuda", "pool.miss=zero_copy"), "pool.miss: got zero_copy with store=disk; expected store=ram"),
         (
             ("device=cuda", "pool.miss=zero_copy", "store=ram"),

@@ -18,7 +18,13 @@ from rgpu.runtime.session import OffloadSession
 from tests.live_models import EXPERTS, build, generate, prompts
 from tests.unit.runtime.quantised_models import KINDS, mxfp4, quantised
 
-PLACES = ((EXPERTS, "fetch", 1), (2, "fetch", 1), (4, "cpu", 1), (3, "fetch", 2))  # slots, handler, threads
+PLACES = (
+    (EXPERTS, "fetch", 1),
+    (2, "fetch", 1),
+    (4, "cpu", 1),
+    (3, "split", 1),
+    (3, "fetch", 2),
+)  # slots, handler, threads
 
 
 def runs(folder: Path, cache: Path, **options: Any) -> list[Any]:

@@ -94,8 +94,8 @@ class Wild:
     def reset(self) -> None: ...
 
     def observe(self, event: RoutingEvent) -> None:
-        assert event.token_T is not None
-        self.seen.append((event.layer, event.pass_id, event.token_T.tolist()))
+        if event.token_T is not None:
+            self.seen.append((event.layer, event.pass_id, event.token_T.tolist()))
 
     def predict(self) -> Forecast:
         return Forecast(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, EXPERTS), np.float32))
