@@ -8,6 +8,7 @@ from rgpu.errors import InputError
 from rgpu.experiments.built import built
 from rgpu.experiments.command import command
 from rgpu.experiments.inputs import allocated, make_policy, open_trace, pool_of, scored_parts
+from rgpu.experiments.study.predicted_replay import must_fit, predictor_of, prefetched
 from rgpu.experiments.study.timing import evaluated, plain, profile_named, time_section
 from rgpu.hardware import HardwareProfile, profile_of
 from rgpu.policies.belady import Belady
@@ -23,23 +24,29 @@ from rgpu.traces.trace import Trace
 @command("replay")
 def run(cfg: DictConfig) -> dict[str, Any]:
     policy = make_policy(cfg.policy, cfg.admission)
-    trace = open_trace(cfg.trace, hidden=policy.traits.feature == "hidden")
+    predictor = predictor_of(cfg)
+    hidden = "hidden" in (policy.traits.feature, *getattr(predictor, "needs", ()))
+    trace = open_trace(cfg.trace, hidden=hidden)
     allocator = built(cfg.allocator, "allocator")
-    needed = policy.traits.calibration or not isinstance(allocator, Uniform)
+    needed = policy.traits.calibration or not isinstance(allocator, Uniform) or must_fit(predictor)
     calibration, scored, digest = scored_parts(trace, cfg.calibration.share, needed)
     profile = profile_of_run(cfg)
     scored, accepted = evaluated(scored, cfg.speculative, cfg.seed)
     pool = allocated(pool_of(cfg.pool, trace.shape), allocator, calibration, trace.shape)
-    result = replay(
-        scored,
-        policy,
-        pool,
-        reset=cfg.replay.reset,
-        touch_order=cfg.replay.touch_order,
-        calibration=calibration,
-        seed=cfg.seed,
-        decisions=cfg.log is not None or profile is not None or written_by_user(policy) is not None,
-    )
+    section: dict[str, Any] = {}
+    if predictor is None:
+        result = replay(
+            scored,
+            policy,
+            pool,
+            reset=cfg.replay.reset,
+            touch_order=cfg.replay.touch_order,
+            calibration=calibration,
+            seed=cfg.seed,
+            decisions=cfg.log is not None or profile is not None or written_by_user(policy) is not None,
+        )
+    else:
+        result, section = prefetched(cfg, policy, pool, predictor, scored, calibration)
     check_decisions(policy, result)
     if cfg.log is not None:
         assert result.decisions is not None
@@ -52,7 +59,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         claims = {"hits": result.hits, "loads": result.loads}
         claims |= {} if result.bytes_loaded is None else {"bytes_loaded": result.bytes_loaded}
         save_log(cfg.log, LogFile(result.decisions, trace.header.num_experts, claims=claims, about=about))
-    section: dict[str, Any] = {"bounds": distances(result, scored, pool, cfg.replay.reset, cfg.replay.touch_order)}
+    section |= {"bounds": distances(result, scored, pool, cfg.replay.reset, cfg.replay.touch_order)}
     if profile is not None:
         assert result.decisions is not None
         section |= {"time": time_section(cfg, profile, result.decisions, scored, accepted, pool)}

@@ -12,9 +12,21 @@ import numpy as np
 
 from rgpu.contracts import Forecast, Planner, Predictor
 from rgpu.errors import InputError, TraceError
-from rgpu.policies.loop import COUNTS, FILL
+from rgpu.policies.loop import (
+    COLD,
+    COUNTS,
+    DEMAND_LOADS,
+    FILL,
+    FILL_LOADS,
+    HITS,
+    LOADED_BYTES,
+    PREFETCH_HITS,
+    PROACTIVE_LOADS,
+    WASTED,
+)
 from rgpu.policies.policy import Policy
 from rgpu.replay.controller import Controller, Decision
+from rgpu.replay.engine import ReplayResult
 from rgpu.replay.events import build_events, pass_groups
 from rgpu.replay.log import DecisionLog
 from rgpu.replay.pool import PoolConfig, lay_out
@@ -137,3 +149,23 @@ def _sequence_starts(trace: Trace) -> np.ndarray:
     order, starts, _ = pass_groups(trace)
     owner = np.repeat(np.arange(trace.sequences), np.diff(trace.seq_offsets))[order][starts[:-1]]
     return np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
+
+
+def as_result(found: Prefetched, trace: Trace, seconds: float) -> ReplayResult:
+    """The same as what a bulk replay returns; `seconds` of deciding, forecasts included."""
+    log = found.decisions
+    events, layout = log.events, log.layout
+    hits_V = np.add.reduceat(log.hit, events.offs[:-1], dtype=np.int32)
+    members_V = np.diff(events.offs)
+    hits_V[members_V == 0] = 0
+    room = (np.asarray(layout.main) + layout.staging)[events.pool]
+    decode, total = events.decode, found.counts.sum(0)
+    measured = trace.phase is not None and members_V[decode].sum() > 0
+    pending = int(total[PROACTIVE_LOADS] - total[PREFETCH_HITS] - total[WASTED])
+    return ReplayResult(
+        log.policy, layout.scope, layout.slots, len(log.codes), events.assignments, int(total[HITS]), int(total[PREFETCH_HITS]),
+        int(total[COLD]), int(total[DEMAND_LOADS]), int(total[PROACTIVE_LOADS]), int(total[FILL_LOADS]), int(total[WASTED]),
+        pending, int(total[LOADED_BYTES]) if layout.size_of.all() else None, int((members_V > room).sum()),
+        float(hits_V[decode].sum() / members_V[decode].sum()) if measured else None, seconds, events, hits_V, found.counts,
+        decisions=log,
+    )  # fmt: skip

@@ -20,7 +20,7 @@ from rgpu.replay.log_file import LogFile
 from rgpu.replay.pool import PoolConfig
 from rgpu.replay.prefetch_outcome import PENDING, USEFUL, outcomes
 from rgpu.replay.prefetch_outcome import WASTED as GONE
-from rgpu.replay.prefetching import NoPrefetch, RecordedForecasts, replay_prefetch
+from rgpu.replay.prefetching import NoPrefetch, RecordedForecasts, as_result, replay_prefetch
 from rgpu.replay.stream import routing_events
 from rgpu.replay.timing.cost import experts_only
 from rgpu.replay.timing.facts import pass_facts
@@ -50,6 +50,11 @@ def test_without_loads_it_is_the_bulk_replay(trace: Trace, predictor: Any, pool:
     assert np.array_equal(found.counts[:, :WASTED], whole.pieces[:, :WASTED])
     for name in ("codes", "victims", "proactive", "fills", "stretches"):
         assert np.array_equal(getattr(found.decisions, name), getattr(whole.decisions, name)), name
+    one, other = as_result(found, trace, 1.0).to_json(), whole.to_json()
+    assert {k: v for k, v in one.items() if k != "accesses_per_s"} == {
+        k: v for k, v in other.items() if k != "accesses_per_s"
+    }
+    assert np.array_equal(as_result(found, trace, 1.0).hits_event, whole.hits_event)
     filled = replay_prefetch(trace, StaticHot(), pool, predictor, NoPrefetch, calibration=trace)
     hot = replay(trace, StaticHot(), pool, reset="sequence", calibration=trace, decisions=True).decisions
     assert hot is not None and np.array_equal(filled.decisions.fills, hot.fills)
@@ -158,3 +163,15 @@ def test_a_shadow_of_other_events_is_refused(trace: Trace, predictor: Any) -> No
     assert other is not None
     with pytest.raises(InputError, match="shadow"):
         outcomes(log, other)
+
+
+def test_a_late_forecast_says_nothing_of_the_nearest_layers(trace: Trace, predictor: Any) -> None:
+    event = next(iter(routing_events(trace)))
+    early, late = (RecordedForecasts(predictor, trace, lead) for lead in (1, 2))
+    early.observe(event)
+    late.observe(event)
+    assert early.predict().layers.tolist() == [1, 2, 3, 0]
+    assert late.predict().layers.tolist() == [2, 3, 0]
+    assert np.array_equal(early.predict().probs_HE[1:], late.predict().probs_HE)
+    with pytest.raises(InputError, match="lead"):
+        RecordedForecasts(predictor, trace, 0)
