@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from rgpu.experiments.injected import with_kernel
 from rgpu.experiments.study import break_even
 from rgpu.experiments.study.prefetch_time import COST, FEW, MACHINES, ORACLE, SHARE, Court, arms_of, rows
 from rgpu.experiments.study.prefetch_verdict import DEFAULT, FREE, judge
@@ -38,6 +39,8 @@ def run(
     for needed in (GateLookahead(model=model), Linear(model=model)):
         if needed.name not in found:
             found[needed.name] = needed.fit(trace, parts)
+    for predictor in found.values():
+        with_kernel(predictor)
     names = [FREE.predictor, DEFAULT.predictor] if quick else list(found)
     some = trace.select(parts.scored[: None if quick else GRID_SEQUENCES])
     at = context.at(method="replay", trace_tokens=some.tokens)
