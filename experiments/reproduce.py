@@ -1,5 +1,5 @@
 """Run a suite: `study` (the default), `claims` (the Rotary GPU record), `field` (figures that others published),
-`validation` (the simulator against live runs)."""
+`predictors` (every predictor on text it did not see), `validation` (the simulator against live runs)."""
 
 import importlib
 from collections.abc import Callable
@@ -15,6 +15,7 @@ SUITES: dict[str, tuple[str, str]] = {  # name: (module with `run`, where it wri
     "study": ("rgpu.experiments.suites.study", "results/reproduce"),
     "claims": ("rgpu.experiments.suites.claims", "results/reproduce"),  # in a folder of its own there
     "field": ("rgpu.experiments.suites.field", "results/field"),
+    "predictors": ("rgpu.experiments.suites.predictors", "results/predictors"),
     "validation": ("rgpu.experiments.suites.validation", "results/validation"),
 }
 

@@ -201,4 +201,6 @@ def result_rows(at: Context, row: Row, **columns: Any) -> pa.Table:
         found = interval(row)
         return at.rows(metric, unit, found.estimate, lo=found.lo, hi=found.hi, count=row["count"], **fixed)
     keep = row["denominators"] > 0
+    if not keep.any():
+        return at.rows(metric, unit, np.nan, count=0, **fixed)
     return at.ratio(metric, row["numerators"][keep], row["denominators"][keep], unit=unit, keep=False, **fixed)

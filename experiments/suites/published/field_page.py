@@ -26,17 +26,19 @@ def build_page(
     subjects: Sequence[Subject],
     facts: Mapping[str, Any],
     out: Path,
+    title: str = "Figures of the field, recomputed",
+    how: Sequence[str] = HOW,
 ) -> Path:
     """Write `report.html` beside the rows and return its path."""
     sections = [
-        ("statuses", "Statuses", _statuses(result["figures"]) + bullets(escape(line) for line in HOW)),
+        ("statuses", "Statuses", _statuses(result["figures"]) + bullets(escape(line) for line in how)),
         ("traces", "Traces", _traces(subjects, result)),
         *((f["id"], f["title"], _figure(f, index, out / "figures")) for f in result["figures"]),
         ("provenance", "Provenance", _provenance(facts)),
     ]
     meta = f"{facts['date']}, commit {facts['commit']}, {facts['cpu']}, {result['seconds']} s"
     path = out / "report.html"
-    write_atomic(path, page("Figures of the field, recomputed", meta, "", sections).encode())
+    write_atomic(path, page(title, meta, "", sections).encode())
     return path
 
 

@@ -3,8 +3,10 @@
 `figure` is the id of the figure here that shows it, `metric` and the columns place it there. Shares are fractions.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
+
+from rgpu.experiments.suites.published.predictor_values import PREDICTORS
+from rgpu.experiments.suites.published.value import Value
 
 ZHANG = "Zhang 2026, arXiv 2608.07911"
 GAP_CSV = f"{ZHANG}, gap-attribution.csv (held-out, batch 8)"
@@ -14,19 +16,6 @@ LLAMA = "llama.cpp PR 27861"
 CODACUS = "thecodacus/llama.cpp PR 5"
 IMP = "kekzl/imp PR 1374"
 OMLX = "jundot/omlx PR 2595"
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """One published number. `columns`: where it sits among the rows of the figure; `about`: model and setting."""
-
-    figure: str
-    metric: str
-    value: float
-    unit: str
-    source: str
-    about: str
-    columns: dict[str, Any] = field(default_factory=dict)
 
 
 def _zhang_gap() -> list[Value]:
@@ -280,6 +269,7 @@ VALUES: tuple[Value, ...] = (
     *_predictors(),
     *_speed(),
     *_unions(),
+    *PREDICTORS,
 )
 
 

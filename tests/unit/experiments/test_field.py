@@ -116,6 +116,6 @@ def test_a_missing_trace_is_one_line(tmp_path: Path) -> None:
 def test_suites_by_name() -> None:
     run, out = suite_named("field")
     assert run is field.run and out == "results/field"
-    assert set(SUITES) == {"study", "claims", "field", "validation"}
+    assert set(SUITES) == {"study", "claims", "field", "predictors", "validation"}
     with pytest.raises(InputError, match="suite: got 'pie'"):
         suite_named("pie")

@@ -1,0 +1,159 @@
+"""What predictors are fitted and scored on: the reference traces with hidden states and router logits, text that the model
+only read, the same texts through its int4 self, and gpt-oss-20b's routing where the shared folder has it.
+
+Hidden states are not shipped for the whole reference trace; they are had again by giving the model the tokens it made, whole
+sequences at once, and cut into the passes of the original. Where that changes an expert, the suite stops.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from rgpu.errors import ConsistencyError, InputError
+from rgpu.experiments.loading import load_model
+from rgpu.experiments.prompts import Prompt, read_prompts
+from rgpu.experiments.record import record
+from rgpu.experiments.suites.published.subjects import GPT_OSS, Subject, halves
+from rgpu.quant.int4 import Int4
+from rgpu.traces.moe_layers import moe_layers
+from rgpu.traces.storage import load_trace
+from rgpu.traces.trace import DECODE, PROMPT, Trace
+
+GROUP = 32  # columns that share a scale in the int4 self
+QUICK_SEQUENCES, QUICK_TOKENS = 8, 72  # of each half
+READ = "rgpu reference model, sampled continuations of held-out prompts, read again for hidden states and router logits"
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """A subject, the model behind it ("" where there is none here), and further traces of it by name: `text` (documents it
+    read), `int4` (the sequences of the subject through its int4 self), `switch` (topic switches)."""
+
+    subject: Subject
+    model: str = ""
+    more: dict[str, Trace] = field(default_factory=dict)
+
+
+def gather(cfg: DictConfig, folder: Path) -> tuple[list[Material], list[str]]:
+    """(materials, what is left out and why). Forced traces are kept in `folder` while the run lasts."""
+    source = Path(cfg.traces) / "reference.safetensors"
+    if not source.is_file() or not Path(cfg.model).is_dir() or not Path(cfg.heldout).is_dir():
+        raise InputError(
+            f"reproduce: got no {source}, {cfg.model} or {cfg.heldout}; expected the shipped ones; run from the "
+            "repository's root"
+        )
+    torch.set_num_threads(1)  # small matrices: a second thread costs more than it gives
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = load_trace(source)
+    if cfg.quick:
+        part = halves("reference", "", whole, QUICK_SEQUENCES)
+        documents = {_document(m) for t in (part.calibration, part.scored) for m in t.header.sequences}
+        kept = [s for s, m in enumerate(whole.header.sequences) if _document(m) in documents]
+        whole = window(whole.select(np.array(kept)), 0, QUICK_TOKENS)
+    model, tokenizer = load_model(cfg.model)
+    reader = Reader(model, tokenizer, folder)
+    forced = read_again(reader, whole, "reference")
+    if not (np.sort(forced.expert_ids, 2) == np.sort(whole.expert_ids, 2)).all():
+        raise ConsistencyError("reading the reference trace's tokens again routed some of them to other experts")
+    more: dict[str, Trace] = {}
+    if not cfg.quick:
+        longest = int(np.diff(whole.seq_offsets).max())
+        texts = [replace(p, meta={**p.meta, "kind": "text"}) for p in read_prompts(cfg.heldout, tokenizer, longest)]
+        more["text"] = read_stepwise(reader, texts, "text")
+        switch = load_trace(Path(cfg.traces) / "reference_switch.safetensors")
+        more["switch"] = read_again(reader, switch, "switch")
+        rounded_to_int4(model)
+        more["int4"] = read_again(reader, whole, "int4", quantisation="int4")
+    del model, reader
+    found = [Material(halves("reference", READ, forced), str(cfg.model), more)]
+    path = Path(cfg.shared) / GPT_OSS
+    if not path.exists():
+        return found, ["gpt-oss-20b: its trace was not there (shared folder)"]
+    said = "openai/gpt-oss-20b decode on mixed QA, no prefill recorded (AmanPriyanshu/GPT-OSS-MoE-ExpertFingerprinting)"
+    trace = load_trace(path)
+    few = np.sort(np.random.default_rng(cfg.seed).permutation(trace.sequences)[: 12 if cfg.quick else 80])
+    trace = window(trace.select(few), 0, QUICK_TOKENS if cfg.quick else 320)
+    return [*found, Material(halves("gpt-oss-20b", said, trace))], []
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A model that reads given texts, and where what it did is kept, so that a killed run continues."""
+
+    model: Any
+    tokenizer: Any
+    folder: Path
+
+    def read(self, prompts: Sequence[Prompt], name: str) -> Trace:
+        """One call a text, with hidden states and router logits."""
+        out = self.folder / f"{name}.safetensors"
+        if not out.exists():
+            record(self.model, self.tokenizer, prompts, out, mode="prompt", hidden=True, router_logits=True)
+        return load_trace(out)
+
+
+def read_again(reader: Reader, trace: Trace, name: str, quantisation: str = "none") -> Trace:
+    """The tokens of a batch-1 trace read, in the passes of the trace."""
+    tokens = trace.require("token_ids", "reading a trace again")
+    spans = zip(trace.seq_offsets[:-1], trace.seq_offsets[1:], trace.header.sequences, strict=True)
+    prompts = [Prompt(tuple(int(t) for t in tokens[a:b]), dict(meta)) for a, b, meta in spans]
+    made = reader.read(prompts, name)
+    made.header.on_policy, made.header.quantisation = trace.header.on_policy, quantisation
+    return replace(made, passes=trace.passes, phase=trace.phase)
+
+
+def read_stepwise(reader: Reader, prompts: Sequence[Prompt], name: str) -> Trace:
+    """Texts as if the model had decoded every token after the first (it did not: not on-policy)."""
+    made = reader.read(prompts, name)
+    phase = np.full(made.tokens, DECODE, np.uint8)
+    phase[made.seq_offsets[:-1]] = PROMPT
+    return replace(made, passes=np.arange(made.tokens, dtype=np.int32), phase=phase)
+
+
+def rounded_to_int4(model: Any, group: int = GROUP) -> None:
+    """Replace every expert weight of a float model by what its int4 form stands for (`quantize=int4 group=32`)."""
+    fmt = Int4(group)
+    for layer in moe_layers(model):
+        for parameter in layer.experts.parameters():
+            for expert in range(len(parameter)):
+                parameter.data[expert] = fmt.unpack(fmt.quantize(parameter.data[expert].float())).to(parameter.dtype)
+
+
+def window(trace: Trace, first: int, last: int) -> Trace:
+    """Tokens `first` to `last` (excluded) of every sequence of a batch-1 trace that has any there."""
+    sizes = np.diff(trace.seq_offsets)
+    trace = trace.select(np.flatnonzero(sizes > first))
+    sizes = np.diff(trace.seq_offsets)
+    place_N = np.arange(trace.tokens) - np.repeat(trace.seq_offsets[:-1], sizes)
+    kept = np.flatnonzero((place_N >= first) & (place_N < last))
+    offsets = np.concatenate([[0], np.cumsum(np.minimum(sizes, last) - first)]).astype(np.int64)
+    arrays = {name: array[kept] for name, array in trace.arrays().items() if name != "seq_offsets"}
+    header = replace(trace.header, checksum="")
+    return Trace(header=header, seq_offsets=offsets, **arrays)
+
+
+def without(trace: Trace, documents: set[str]) -> Trace:
+    """Sequences that come from none of the documents."""
+    return trace.select(
+        np.array([s for s, m in enumerate(trace.header.sequences) if _document(m) not in documents], np.int64)
+    )
+
+
+def only(trace: Trace, documents: set[str]) -> Trace:
+    """Sequences that come from one of the documents."""
+    return trace.select(
+        np.array([s for s, m in enumerate(trace.header.sequences) if _document(m) in documents], np.int64)
+    )
+
+
+def documents(trace: Trace) -> set[str]:
+    return {_document(m) for m in trace.header.sequences}
+
+
+def _document(meta: dict[str, Any]) -> str:
+    return str(meta.get("document", ""))

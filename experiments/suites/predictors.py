@@ -1,0 +1,113 @@
+"""`rgpu reproduce suite=predictors`: every predictor on text it did not see, beside what others published."""
+
+import importlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from rgpu.experiments.plot import render
+from rgpu.experiments.study.stages import Stages
+from rgpu.experiments.suites.predicting.fitting import Bench, names
+from rgpu.experiments.suites.predicting.material import Material, gather
+from rgpu.experiments.suites.published import marks
+from rgpu.experiments.suites.published.field_page import build_page
+from rgpu.experiments.suites.published.judging import document
+from rgpu.experiments.suites.published.record import NotTestableError
+from rgpu.results.provenance import config_hash, manifest, stamp, write_atomic, write_manifest
+from rgpu.results.rows import append, read
+
+FIGURES = ("recall", "layers", "accuracy", "calibration", "next_token", "transfer", "cost", "switches")
+UNPUBLISHED = "nothing published"  # to compare with: the figure is ours
+QUICK = "Quick form: little text and short training. Numbers are for looking, not for quoting."
+SMALL = (
+    "The reference model is small (8 MoE layers, 32 experts, hidden size 256): its routing is easier or harder to predict than "
+    "that of the models others report, in ways this suite cannot tell."
+)
+
+
+def figures() -> list[Any]:
+    """The modules that compute the figures, in reading order."""
+    return [importlib.import_module(f"rgpu.experiments.suites.predicting.{name}") for name in FIGURES]
+
+
+def compute(module: Any, bench: Bench, found: list[Material], stages: Stages) -> tuple[list[pa.Table], dict[str, str]]:
+    """(rows of a figure on every material, reasons by trace where it could not be tested); finished parts are kept."""
+    tables, reasons = [], {}
+    for material in found:
+        name = material.subject.name
+        try:
+            tables.append(stages.rows(f"{module.ABOUT.id}-{name}", lambda: module.rows(bench, material)))  # noqa: B023
+        except NotTestableError as error:
+            reasons[name] = str(error)
+    return tables, reasons
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    began = time.perf_counter()
+    out = Path(cfg.out)
+    config = OmegaConf.to_container(cfg, resolve=True)
+    facts = manifest(config)
+    families = names()
+    stages = Stages(out, config_hash({"config": config, "commit": facts["commit"], "families": families, "suite": 1}))
+    found, missing = gather(cfg, stages.folder / "traces")
+    bench = Bench(stages.folder / "fitted", bool(cfg.quick), families, stamp(config, seed=cfg.seed))
+    tables: list[pa.Table] = []
+    reasons: dict[str, dict[str, str]] = {}
+    modules = figures()
+    for module in tqdm(modules, desc="figures", disable=None):
+        own, reasons[module.ABOUT.id] = compute(module, bench, found, stages)
+        tables += own
+        for trace in sorted({name for t in own for name in t["trace"].to_pylist()}):
+            tables += marks.value_rows(module.ABOUT.figure, module.ABOUT.id, trace, bench.provenance)
+    for material in found:  # what a continued run did not fit again
+        bench.usable(material)
+    path = out / "rows.parquet"
+    path.unlink(missing_ok=True)
+    append(path, tables)
+    rows = read(path)
+    index = render(rows, out / "figures", [m.ABOUT.figure for m in modules])
+    judged = [unpublished(document(m, rows, reasons[m.ABOUT.id], set(), index, out / "figures")) for m in modules]
+    refused = [f"{name} on {trace}: {why}" for trace, own in bench.refused.items() for name, why in own.items()]
+    result = {
+        "suite": "predictors",
+        "figures": judged,
+        "statuses": {f["id"]: f["status"] for f in judged},
+        "families": families,
+        "refused": bench.refused,
+        "synthetic": {},
+        "limits": [SMALL, *missing, *refused, *([QUICK] if cfg.quick else [])],
+        "rows": str(path),
+        "row_count": len(rows),
+        "report": str(out / "report.html"),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    write_manifest(out / "manifest.json", facts)
+    write_atomic(out / "report.json", (json.dumps(result, indent=2, ensure_ascii=False, default=float) + "\n").encode())
+    build_page(result, index, [m.subject for m in found], facts, out, title="Predictors of routed experts", how=HOW)
+    stages.clear()
+    return result
+
+
+def unpublished(figure: dict[str, Any]) -> dict[str, Any]:
+    """A figure that nobody published is neither reproduced nor untestable."""
+    if not figure["paper"].startswith("not published"):
+        return figure
+    for trace, entry in figure["numbers"].items():
+        if "why" not in entry:
+            entry["status"] = figure["by_trace"][trace] = UNPUBLISHED
+    return figure | {"status": UNPUBLISHED}
+
+
+HOW = (
+    "Every predictor with a config is fitted on the calibration half of a trace's documents and scored on the other half; "
+    "intervals are 95 % cluster bootstraps over sequences.",
+    "Reproduced: every shape the publication reports is there on each recorded trace, and its numbers within the stated "
+    "tolerance on at least one. Shape only: the shapes are there, the numbers are not. Not reproduced: a shape does not hold. "
+    "Nothing published: the figure is ours, with nothing to hold it against. The code decides, from the rows of this run.",
+    "Published values are red open markers; they come from other models, text and machines.",
+)
