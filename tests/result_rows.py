@@ -8,6 +8,7 @@ from rgpu.results.pairs import pair_rows
 from rgpu.results.rows import Context, frame
 from tests.claim_rows import claim_rows
 from tests.field_rows import field_rows
+from tests.predictor_rows import predictor_rows
 from tests.prefetch_rows import prefetch_rows
 from tests.validation_rows import validation_rows
 
@@ -83,4 +84,5 @@ def everything() -> list[pa.Table]:
         own = quarter.at(experiment="residency", layer=1, policy=policy, slots=4)
         parts.append(own.rows("expert", "id", (token // step + slot) % EXPERTS, offset=token, slot=slot))
     prefetching = list(prefetch_rows(CONTEXT))
-    return parts + field_rows(CONTEXT) + claim_rows(CONTEXT) + validation_rows(CONTEXT) + prefetching
+    predicting = predictor_rows(CONTEXT)
+    return parts + field_rows(CONTEXT) + claim_rows(CONTEXT) + validation_rows(CONTEXT) + prefetching + predicting

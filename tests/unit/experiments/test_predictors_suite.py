@@ -1,0 +1,190 @@
+"""`rgpu reproduce suite=predictors`: its parts by hand, its verdicts on made-up rows, and the quick form as a whole."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from omegaconf import OmegaConf
+
+from rgpu.errors import InputError
+from rgpu.experiments.reproduce import suite_named
+from rgpu.experiments.suites import predictors as suite
+from rgpu.experiments.suites.predicting import cost, fitting, layers, next_token, switches, transfer
+from rgpu.experiments.suites.predicting.fitting import Bench
+from rgpu.experiments.suites.predicting.material import Material, documents, only, window, without
+from rgpu.experiments.suites.predicting.reading import each
+from rgpu.experiments.suites.published.judging import judged
+from rgpu.experiments.suites.published.record import NOT_REPRODUCED, REPRODUCED, SHAPE_ONLY, NotTestableError, status_of
+from rgpu.experiments.suites.published.subjects import halves
+from rgpu.experiments.suites.published.values import values_of
+from rgpu.results.rows import frame, read
+from rgpu.traces.trace import Trace
+from tests.predicting import EXPERTS, LAYERS, TOP_K, learnable_trace
+from tests.predictor_rows import predictor_rows
+from tests.result_rows import CONTEXT
+
+
+@pytest.fixture(scope="module")
+def trace() -> Trace:
+    made = learnable_trace(sequences=16, logits=True)
+    for s, meta in enumerate(made.header.sequences):
+        meta["domain"] = ("prose", "code")[s % 2]
+    made.token_ids = np.arange(made.tokens, dtype=np.int32) % 7
+    return made
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "fitted", quick=True, names=["popularity", "previous_token", "linear"])
+
+
+@pytest.fixture
+def material(trace: Trace) -> Material:
+    return Material(halves("toy", "made up", trace))
+
+
+def computed(module: Any, bench: Bench, material: Material) -> pd.DataFrame:
+    return frame(pa.concat_tables(module.rows(bench, material)))
+
+
+def test_every_family_that_does_not_see_the_future_is_fitted() -> None:
+    found = fitting.names()
+    assert {"popularity", "previous_token", "gate_lookahead", "linear"} <= set(found)
+    assert "oracle" not in found
+
+
+def test_a_window_of_every_sequence(trace: Trace) -> None:
+    part = window(trace, 10, 14)
+    assert np.diff(part.seq_offsets).tolist() == [4] * trace.sequences
+    assert np.array_equal(part.expert_ids[:4], trace.expert_ids[10:14])
+    assert np.array_equal(part.hidden[4:8], trace.hidden[40:44])  # type: ignore[index]
+    short = window(trace, 25, 99)
+    assert np.diff(short.seq_offsets).tolist() == [5] * trace.sequences
+    assert window(trace.select(np.array([0])), 30, 40).tokens == 0
+
+
+def test_documents_part_a_trace(trace: Trace) -> None:
+    own = {"d1", "d2"}
+    assert documents(only(trace, own)) == own
+    assert only(trace, own).tokens + without(trace, own).tokens == trace.tokens
+
+
+def test_cosines_by_hand(trace: Trace) -> None:
+    sums, counts = layers.cosines(trace, 0, 2)
+    a, b = (trace.hidden[:30, layer].astype(float) for layer in (0, 2))  # type: ignore[index]
+    expected = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert sums[0] == pytest.approx(expected.sum(), rel=1e-5) and counts.tolist() == [30] * 16
+
+
+def test_history_keeps_to_its_sequence(trace: Trace) -> None:
+    hot = next_token.routed(trace)
+    assert hot.shape == (trace.tokens, LAYERS * EXPERTS) and (hot.sum(1) == LAYERS * TOP_K).all()
+    past = next_token.history(trace, hot)
+    size = LAYERS * EXPERTS
+    assert np.allclose(past[30, size : 2 * size], 0.25 * hot[30])  # a sequence begins anew
+    assert np.allclose(past[31, size : 2 * size], 0.75 * 0.25 * hot[30] + 0.25 * hot[31])
+    pairs = next_token.pairs(trace)
+    assert 29 not in pairs and 2 not in pairs and 3 in pairs  # last of a sequence; inside and at the end of a prompt
+
+
+def test_a_ridge_regression_finds_a_linear_truth() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 5)).astype(np.float32)
+    truth = (x @ rng.normal(size=(5, 6))).argsort(1)[:, -2:]
+    y = np.zeros((400, 6), np.float32)
+    np.put_along_axis(y, truth, 1, 1)
+
+    def recall(score: np.ndarray, hot: np.ndarray) -> float:
+        return float(next_token.hits(score, hot, 6, 2).sum())
+
+    fitted = next_token.ridge(x, y, np.arange(400) // 40, recall)
+    assert recall(fitted(x), y) / y.sum() > 0.85
+    assert next_token.hits(y, y, 6, 2).tolist() == [2] * 400
+    assert next_token.wide(8) == 11 and next_token.wide(4) == 6
+
+
+def test_sources_of_the_next_token(bench: Bench, material: Material) -> None:
+    found = computed(next_token, bench, material)
+    cases = set(found["case"])
+    assert cases == {"popularity", "previous token", "routed ids", "hidden state", "hidden states of all layers",
+                     "ids and hidden states", "the next token's number"}  # fmt: skip
+    at = found.set_index(["metric", "case"])["value"].astype(float)
+    assert at["recall", "hidden state"] > at["recall", "popularity"]
+    assert all(at["recall_wide", c] >= at["recall", c] for c in cases)
+    judged(next_token, found)
+
+
+def test_sides_train_on_one_and_score_on_both(bench: Bench, material: Material) -> None:
+    found = computed(transfer, bench, material)
+    groups = found[found["metric"] == "recall"].groupby("case", observed=True)["baseline"].nunique()
+    assert groups.to_dict() == {"domain": 2, "context": 2}
+    rates = found[(found["metric"] == "recall") & (found["horizon"] == 1)]
+    at = {(r.predictor, r.case, r.baseline, r.domain): r for r in each(rates)}
+    gaps = found[(found["metric"] == "recall_difference") & (found["horizon"] == 1)]
+    for gap in each(gaps):
+        other = at[gap.predictor, gap.case, gap.baseline, gap.domain]
+        own = at[gap.predictor, gap.case, gap.domain, gap.domain]
+        assert gap.value == pytest.approx(other.value - own.value)
+        assert gap.lo <= gap.value <= gap.hi
+    assert {c.kind for c in judged(transfer, found)} >= {"note", "shape"}
+
+
+def test_what_refuses_is_named(bench: Bench, trace: Trace) -> None:
+    bare = halves("bare", "made up", trace)
+    for part in (bare.calibration, bare.scored):
+        part.hidden = None
+    material = Material(bare)
+    assert bench.usable(material) == ["popularity", "previous_token"]
+    assert "needs the array 'hidden'" in bench.refused["bare"]["linear"]
+    with pytest.raises(NotTestableError, match="topic switches"):
+        switches.rows(bench, material)
+
+
+def test_a_fit_is_kept_and_taken_up_again(bench: Bench, material: Material) -> None:
+    first = bench.fitted("linear", material, material.subject.calibration, "calibration")
+    again = Bench(bench.folder, True, bench.names).fitted("linear", material, None, "calibration")  # type: ignore[arg-type]
+    assert again is not first and np.array_equal(again.tensors_["bias_LHE"], first.tensors_["bias_LHE"])
+
+
+def test_what_nothing_beats() -> None:
+    us, recall = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 2.0}, {"a": 0.4, "b": 0.6, "c": 0.5, "d": 0.55}
+    assert cost.front(us, recall) == ["a", "b"]
+
+
+def test_verdicts_of_made_up_rows() -> None:
+    rows = frame(pa.concat_tables(predictor_rows(CONTEXT)))
+    said = {}
+    for module in suite.figures():
+        own = rows[(rows["experiment"] == module.ABOUT.figure) & (rows["method"] != "published")]
+        said[module.ABOUT.id] = status_of(judged(module, own))
+    assert said["next_token"] == NOT_REPRODUCED  # routed ids do not reach 0.9
+    assert said["transfer"] == SHAPE_ONLY  # text costs the probe recall, look-ahead does as well
+    assert said["recall"] != NOT_REPRODUCED and said["accuracy"] != NOT_REPRODUCED
+    assert REPRODUCED not in {said[m] for m in ("calibration", "cost", "switches")}
+    ours = suite.unpublished({"paper": "not published", "numbers": {"t": {"status": "x"}}, "by_trace": {"t": "x"}})
+    assert ours["status"] == ours["by_trace"]["t"] == suite.UNPUBLISHED
+    assert all(values_of(m) for m in ("recall", "layers", "accuracy", "transfer", "next_token"))
+
+
+def test_the_quick_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "names", lambda: ["popularity", "gate_lookahead", "linear"])
+    paths = {"traces": "assets/traces", "model": "assets/reference", "heldout": "assets/heldout"}
+    cfg = OmegaConf.create({**paths, "shared": str(tmp_path), "out": str(tmp_path / "out"), "quick": True, "seed": 0})
+    run, out = suite_named("predictors")
+    assert run is suite.run and out == "results/predictors"
+    document = json.loads(json.dumps(run(cfg), default=float))
+    assert [f["id"] for f in document["figures"]] == list(suite.FIGURES)
+    assert document["refused"] == {"reference": {}} and "gpt-oss-20b" in " ".join(document["limits"])
+    for figure in document["figures"]:
+        assert figure["files"] or figure["id"] == "switches"
+    rows = read(document["rows"])
+    recall = rows[(rows["experiment"] == "predictor_recall") & (rows["metric"] == "recall") & (rows["horizon"] == 1)]
+    best = recall[recall["width"] == 4].set_index("predictor")["value"].astype(float)
+    assert best["gate_lookahead"] > 0.7 > best["popularity"]
+    assert Path(document["report"]).is_file() and not list((tmp_path / "out").glob(".parts-*"))
+    with pytest.raises(InputError, match="shipped ones"):
+        run(OmegaConf.merge(cfg, {"traces": str(tmp_path)}))
