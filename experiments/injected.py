@@ -6,6 +6,7 @@ from rgpu.contracts import LinearForecast
 from rgpu.errors import InputError
 from rgpu.kernels.linear_forecast import linear_forecast
 from rgpu.predictors.hidden import HiddenPredictor
+from rgpu.predictors.history import History
 
 P = TypeVar("P")
 
@@ -16,7 +17,7 @@ PLACES = ("host", "device")
 def with_kernel(predictor: P, forward: LinearForecast = linear_forecast) -> P:
     """The same predictor, with a kernel for its maps where it is of linear form: its forecasts keep their bits."""
     for one in (predictor, *getattr(predictor, "members", ())):  # an ensemble's
-        if isinstance(one, HiddenPredictor):
+        if isinstance(one, HiddenPredictor | History):
             one.use(forward)
     return predictor
 

@@ -90,6 +90,13 @@ class GateLookahead(HiddenPredictor):
 
     # -- forms that add what depends on the row
 
+    def reset(self) -> None:
+        super().reset()
+        self._streams: dict[int, np.ndarray] = {}
+        if hasattr(self, "tensors_"):
+            widest = max((a.shape[-1] for a in self.tensors_.values()), default=0)
+            self._nothing = np.zeros(max(widest, self.horizon * self.schema_.experts), np.float32)
+
     def observe(self, event: RoutingEvent) -> None:
         super().observe(event)
         if self.form == "quasi_hidden_routed":
@@ -104,9 +111,10 @@ class GateLookahead(HiddenPredictor):
 
     def _score_hidden(self, layer: int, hidden_ND: np.ndarray) -> np.ndarray:
         if self.form == "two_step":
-            gate_ID, up_ID, down_DI, chance_D = (self.tensors_[f"shared_{name}"][layer] for name in SHARED_PARTS)
+            gate_DI, up_DI, down_ID, chance_D2 = (self.tensors_[f"shared_{name}"][layer] for name in SHARED_PARTS)
+            nothing = self._nothing[: gate_DI.shape[1]], self._nothing[: self.schema_.hidden]
             x_ND = np.asarray(hidden_ND, np.float32)
-            added_ND = shared_output(x_ND, gate_ID, up_ID, down_DI, chance_D, self.forward)
+            added_ND = shared_output(x_ND, gate_DI, up_DI, down_ID, chance_D2, nothing, self.forward)
             return self._score_added(layer, hidden_ND, added_ND * self.tensors_["scale_L"][layer])
         return super()._score_hidden(layer, hidden_ND)
 
@@ -140,7 +148,10 @@ class GateLookahead(HiddenPredictor):
         logits_NM = self.forward(hidden_ND, weight_DM, bias_M)
         later = self.targets(layer)[0][:-1]
         if len(later):
-            inner_MD = self._from_stream(later).reshape(-1, self.schema_.hidden)
-            added_NM = self.forward(added_ND, np.ascontiguousarray(inner_MD.T), np.zeros(len(inner_MD), np.float32))
+            if layer not in self._streams:
+                inner_MD = self._from_stream(later).reshape(-1, self.schema_.hidden)
+                self._streams[layer] = np.ascontiguousarray(inner_MD.T)
+            inner_DM = self._streams[layer]
+            added_NM = self.forward(added_ND, inner_DM, self._nothing[: inner_DM.shape[1]])
             logits_NM[:, : added_NM.shape[1]] += added_NM
-        return self._activate(logits_NM.reshape(len(logits_NM), -1, self.schema_.experts))
+        return self._activate(logits_NM.reshape(len(logits_NM), bias_M.size // self.schema_.experts, -1))

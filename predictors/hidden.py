@@ -130,7 +130,7 @@ class HiddenPredictor(BasePredictor):
         """float32 [N, H, E]. Row n depends on row n of the input alone, bit for bit."""
         weight_DM, bias_M = self._cached_map(layer)
         logits_NM = self.forward(hidden_ND, weight_DM, bias_M)
-        return self._activate(logits_NM.reshape(len(logits_NM), -1, self.schema_.experts))
+        return self._activate(logits_NM.reshape(len(logits_NM), bias_M.size // self.schema_.experts, -1))
 
     def work(self, layer: int) -> tuple[int, int] | None:
         """The map is read once and every weight is multiplied and added once."""

@@ -20,13 +20,14 @@ import numpy as np
 from rgpu.contracts import LinearForecast
 from rgpu.errors import InputError
 from rgpu.predictors.checkpoint_parts import LayerParts
+from rgpu.predictors.hidden import linear_reference
 from rgpu.traces.trace import PADDING, Trace
 
 FROM_TRACE = ("quasi_hidden", "quasi_hidden_routed", "two_step")
 FORMS = ("raw", "next_norm", *FROM_TRACE)
 ROWS = 1024  # calibration rows whose expert outputs are computed, evenly spaced
 SHARED = ("mlp.shared_expert", "mlp.shared_experts")
-SHARED_PARTS = ("gate_LID", "up_LID", "down_LDI", "chance_LD")
+SHARED_PARTS = ("gate_LDI", "up_LDI", "down_LID", "chance_LD2")
 ONE, FAR = np.float32(1), np.float32(80)
 
 
@@ -92,14 +93,21 @@ def _shared(parts: LayerParts, hidden_NLD: np.ndarray, norm_LD: np.ndarray, why:
     layers = range(len(parts.prefixes))
     weights = [parts.gated(layer, found[0], why) for layer in layers]
     chance = [f"{prefix}mlp.shared_expert_gate.weight" for prefix in parts.prefixes]
-    # without a gate of its own the shared expert always counts whole: sigmoid(80) is 1 in float32
+    # without a gate of its own the shared expert always counts whole
     chance_LD = [parts.get(n, why)[0] if n in parts.where else np.full(norm_LD.shape[1], np.nan) for n in chance]
-    gates, ups, downs = (np.stack(group) for group in zip(*weights, strict=True))
-    stacked = {"shared_gate_LID": gates, "shared_up_LID": ups, "shared_down_LDI": downs}
-    stacked["shared_chance_LD"] = np.stack(chance_LD).astype(np.float32)
+    gates, ups, downs = (np.ascontiguousarray(np.stack(w).transpose(0, 2, 1)) for w in zip(*weights, strict=True))
+    chance_LD2 = np.stack([np.stack(chance_LD)] * 2, 2).astype(np.float32)
+    stacked = {
+        "shared_gate_LDI": gates,
+        "shared_up_LDI": ups,
+        "shared_down_LID": downs,
+        "shared_chance_LD2": chance_LD2,
+    }
+    nothing = np.zeros(gates.shape[2], np.float32), np.zeros(gates.shape[1], np.float32)
     scales = []
     for layer in layers:
-        output_ND = shared_output(hidden_NLD[:, layer], *weights[layer], stacked["shared_chance_LD"][layer])
+        gate_DI, up_DI, down_ID, chance_D2 = (array[layer] for array in stacked.values())
+        output_ND = shared_output(hidden_NLD[:, layer], gate_DI, up_DI, down_ID, chance_D2, nothing, linear_reference)
         scales.append(_scale(hidden_NLD, output_ND, norm_LD, layer))
     return stacked | {"scale_L": np.array(scales, np.float32)}
 
@@ -123,24 +131,19 @@ def gated(x_ND: np.ndarray, gate_ID: np.ndarray, up_ID: np.ndarray, down_DI: np.
 
 
 def shared_output(
-    x_ND: np.ndarray, gate_ID: np.ndarray, up_ID: np.ndarray, down_DI: np.ndarray, chance_D: np.ndarray,
-    apply_by: LinearForecast | None = None,
+    x_ND: np.ndarray, gate_DI: np.ndarray, up_DI: np.ndarray, down_ID: np.ndarray, chance_D2: np.ndarray,
+    nothing: tuple[np.ndarray, np.ndarray], apply_by: LinearForecast,
 ) -> np.ndarray:  # fmt: skip
-    """The shared expert's output times the sigmoid of its gate (NaN: no gate), float32 [N, D]; through `apply_by` in a
-    fixed order of sums."""
-
-    def apply(x: np.ndarray, weight_MD: np.ndarray) -> np.ndarray:
-        if apply_by is None:
-            product: np.ndarray = x @ weight_MD.T
-            return product
-        return apply_by(x, np.ascontiguousarray(weight_MD.T), np.zeros(len(weight_MD), np.float32))
-
-    gate_NI = apply(x_ND, gate_ID)
-    y_ND = apply(gate_NI / (ONE + np.exp(np.minimum(-gate_NI, FAR))) * apply(x_ND, up_ID), down_DI)
-    if np.isnan(chance_D[0]):
+    """The shared expert's output times the sigmoid of its gate (NaN: no gate), float32 [N, D], through `apply_by` in a
+    fixed order of sums. `chance_D2` is the gate twice: one column alone would be summed in pairs. `nothing`: biases of 0
+    for [I] and [D]."""
+    none_I, none_D = nothing
+    gate_NI = apply_by(x_ND, gate_DI, none_I)
+    hidden_NI = gate_NI / (ONE + np.exp(np.minimum(-gate_NI, FAR))) * apply_by(x_ND, up_DI, none_I)
+    y_ND = apply_by(hidden_NI, down_ID, none_D)
+    if np.isnan(chance_D2[0, 0]):
         return y_ND
-    chance_N2 = apply(x_ND, np.stack([chance_D, chance_D]))  # two columns: one alone is summed in pairs
-    return y_ND / (ONE + np.exp(np.minimum(-chance_N2[:, :1], FAR)))
+    return y_ND / (ONE + np.exp(np.minimum(-apply_by(x_ND, chance_D2, none_D[:2])[:, :1], FAR)))
 
 
 def routed_mean(mean_ED: np.ndarray, experts_NK: np.ndarray, weights_NK: np.ndarray | None) -> np.ndarray:

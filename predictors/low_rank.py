@@ -47,8 +47,12 @@ class LowRank(Probe):
     def _learnt(self, parameters: Parameters, x_LBD: torch.Tensor) -> torch.Tensor:
         return torch.baddbmm(parameters["out_bias_L1M"], x_LBD @ parameters["down_DR"], parameters["out_LFM"])
 
+    def reset(self) -> None:
+        super().reset()
+        self._nothing_R = np.zeros(self.rank, np.float32)
+
     def _inner(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.tensors_["down_DR"], np.zeros(self.rank, np.float32)
+        return self.tensors_["down_DR"], self._nothing_R
 
     # -- forecasting: all of it is linear, so beside the routers' map, which is read anyway, the correction costs nothing
 
@@ -56,7 +60,7 @@ class LowRank(Probe):
         if self.model is None:
             return super()._score_hidden(layer, hidden_ND)
         logits_NM = self.forward(hidden_ND, *self._cached_map(layer))
-        return threshold_chances(logits_NM.reshape(len(logits_NM), -1, self.schema_.experts), self.schema_.top_k)
+        return threshold_chances(logits_NM.reshape(len(logits_NM), len(self.targets(layer)[0]), -1), self.schema_.top_k)
 
     def _map(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         """Scaling, correction, gains and scales folded into the routers' map, each sum in a fixed order."""

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rgpu.errors import InputError
 from rgpu.predictors.checkpoint_parts import routers_of
 from rgpu.predictors.descent import Parameters, descend, whole
 from rgpu.predictors.hidden import HiddenPredictor, threshold_chances
@@ -76,13 +75,6 @@ class Probe(Trained, HiddenPredictor):
         """`out_LFM` and `out_bias_L1M` of 0, [L, width, M] and [L, 1, M]."""
         layers, outputs = self.schema_.layers, (self.horizon + 1) * self.schema_.experts
         return {"out_LFM": torch.zeros(layers, width, outputs), "out_bias_L1M": torch.zeros(layers, 1, outputs)}
-
-    def _at_least_one(self, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) < 1:
-                raise InputError(
-                    f"predictor {self.name}: got {name} {getattr(self, name)}; expected 1 or more; set predictor.{name}"
-                )
 
     def _fit(self, part: Trace, checkpoint: Path | None) -> dict[str, np.ndarray]:
         rows = Rows(part, self.horizon)

@@ -25,6 +25,14 @@ class Trained(BasePredictor):
                 f"predictor {self.name}: got validation {self.validation}; expected between 0 and 1; set it so"
             )
 
+    def _at_least_one(self, *names: str) -> None:
+        """`InputError` for the first of these constructor parameters below 1."""
+        for name in names:
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"predictor {self.name}: got {name} {getattr(self, name)}; expected 1 or more; set predictor.{name}"
+                )
+
     def __getattr__(self, name: str) -> Any:
         """Fields of the schedule read as the constructor parameters that they are."""
         if name in Schedule.__dataclass_fields__ and "schedule" in self.__dict__:

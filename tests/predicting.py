@@ -97,6 +97,8 @@ def make(name: str, folder: Path, **overrides: Any) -> Any:
     cfg = OmegaConf.load(FOLDER / f"{name}.yaml")
     if "model" in cfg:
         cfg.model = str(write_checkpoint(folder / "checkpoint"))
+    if "epochs" in cfg:
+        cfg.epochs = min(cfg.epochs, 6)  # a tiny trace
     return instantiate(cfg, **overrides)
 
 

@@ -10,6 +10,7 @@ from rgpu.errors import InputError
 from rgpu.predictors.base import load_predictor
 from rgpu.predictors.checkpoint_parts import LayerParts
 from rgpu.predictors.gate_lookahead import GateLookahead
+from rgpu.predictors.hidden import linear_reference
 from rgpu.predictors.lookahead_forms import FORMS, FROM_TRACE, gated, routed_mean, shared_output
 from rgpu.replay.prediction import evaluate, speaking_passes
 from rgpu.replay.stream import routing_events
@@ -100,7 +101,11 @@ def test_shared_output_is_that_of_torch(model: str) -> None:
     wanted = (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T
 
     def ours(chance_D: np.ndarray) -> np.ndarray:
-        return shared_output(x.numpy(), gate.numpy(), up.numpy(), down.numpy(), chance_D)
+        weights = [np.ascontiguousarray(part.T.numpy()) for part in (gate, up, down)]
+        nothing = np.zeros(6, np.float32), np.zeros(HIDDEN, np.float32)
+        return shared_output(
+            x.numpy(), weights[0], weights[1], weights[2], np.stack([chance_D] * 2, 1), nothing, linear_reference
+        )
 
     assert np.allclose(ours(np.full(HIDDEN, np.nan, np.float32)), wanted.numpy(), atol=1e-5)
     gated_ND = wanted * torch.sigmoid(x @ chance)[:, None]
