@@ -11,8 +11,9 @@ TITLE = "The recall from which prefetching pays"
 ORDER = 85
 GUIDE = (
     "Colour: the recall that a forecast of the next layer needs before prefetching saves half a percent; grey: even a perfect "
-    "one does not. Letters name what serves misses fastest without prefetch: fetch, cpu, split or zero copy. The star is a "
-    "model on a machine whose link, time per token and recall were published; its budget was not, so it is in every panel."
+    "one does not, for want of time to load in (below) or of stalls to save (above). Letters name what serves misses fastest "
+    "without prefetch: fetch, cpu, split or zero copy. The star is a model on a machine whose link, time per token and recall "
+    "were published; its budget was not, so it is in every panel."
 )
 LETTERS = "fcsz"
 # Qwen3-30B-A3B on an RTX 4090: 2.85 MB an expert at 25 GB/s and 10 us a copy; 1/196 s a token over 48 layers, less 8 experts

@@ -1,5 +1,7 @@
 """Time per token saved by predictor and planner: a table in colour, a panel a machine."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -39,9 +41,11 @@ def draw(table: pd.DataFrame, figure: Figure) -> None:
             i, j = names.index(str(cell["predictor"])), columns.index(str(cell["column"]))
             change[i, j] = -100 * float(cell["value"]) / whole
             clear = float(cell["lo"]) > 0 or float(cell["hi"]) < 0
-            axis.text(
-                j, i, f"{change[i, j]:+.0f}", ha="center", va="center", fontsize=8, weight="bold" if clear else "normal"
-            )
+            look: dict[str, Any] = {
+                "weight": "bold" if clear else "normal",
+                "color": "white" if abs(change[i, j]) > 22 else "#2b2f36",
+            }
+            axis.text(j, i, f"{change[i, j]:+.0f}", ha="center", va="center", fontsize=8, **look)
         axis.imshow(np.clip(change, -30, 30), cmap="RdBu_r", vmin=-30, vmax=30, aspect="auto", alpha=0.75)
         axis.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=8)
         axis.set_yticks(range(len(names)), names, fontsize=8)

@@ -33,7 +33,7 @@ from rgpu.traces.trace import Trace
 
 GAIN = 0.005  # of the time without prefetch: what counts as paying
 COLUMNS = ("link_gb_per_s", "copy_us", "compute_us", "capacity_share", "policy", "lead", "calibrated", "recall_needed",
-           "best_saved", "handler", "handler_prefetching", "tpot_none_us", "tpot_perfect_us")  # fmt: skip
+           "best_saved", "handler", "handler_prefetching", "tpot_none_us", "tpot_handler_us", "tpot_perfect_us")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def atlas(trace: Trace, grid: Grid, seed: int = 0) -> list[dict[str, Any]]:
             copy_us = 1e6 * (own.link_latency_s + size / own.link_rate)
             values = (link, copy_us, compute, share, policy, lead, calibrated, needed(grid.recalls, saved), max(saved),
                       min(without, key=lambda m: without[m]), min(perfect, key=lambda m: perfect[m]),
-                      1e6 * without["fetch"], 1e6 * perfect["fetch"])  # fmt: skip
+                      1e6 * without["fetch"], 1e6 * min(without.values()), 1e6 * perfect["fetch"])  # fmt: skip
             points.append(dict(zip(COLUMNS, values, strict=True)))
     return points
 

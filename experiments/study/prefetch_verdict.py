@@ -38,6 +38,8 @@ def judge(court: Court, share: float, machines: Sequence[str], cost: str) -> dic
         own["bound_share_default"] = (
             court.bound_s(slots, where, cost) / court.timed(DEFAULT, slots, where, cost).seconds
         )
+        # what predicting may take of each layer's time before nothing is left of the gain: the clock does not count it
+        own["affordable_us"] = 1e6 * (own["tpot_s"]["lru"] - own["tpot_s"]["default"]) / court.trace.layers
         own["against"] = {}
         for name, arm in OTHERS.items():
             gain, p = court.saved(DEFAULT, arm, slots, where, cost)
