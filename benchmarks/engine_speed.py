@@ -22,6 +22,7 @@ Contestants, in bfloat16 unless said:
     rgpu_resident                every expert in a slot from the beginning
     rgpu_int4_..., rgpu_bf16_... the same with experts in int4 or bfloat16, by `CpuCompute`
     rgpu_lru                     slots for a quarter of the experts, LRU, no prefetch
+    rgpu_cpu, rgpu_int4_cpu      as rgpu_lru, but misses are computed where the store has them (pool.miss=cpu)
     rgpu_on_demand               nothing kept, each expert loaded when it is needed
     accelerate_disk              device_map with the experts of a quarter of the layers in RAM, all other experts on disk,
                                  beside which a layer is in RAM while it runs; left out where accelerate is not installed
@@ -73,12 +74,13 @@ PAIRS = (  # contestant, whom it is compared with
     ("rgpu_int4_resident", "stock_eager"), ("rgpu_lru", "accelerate_disk"), ("rgpu_on_demand", "accelerate_disk"),
     ("rgpu_lru", "rgpu_on_demand"), ("rgpu_lru", "stock_default"), ("rgpu_int4_lru", "accelerate_disk"),
     ("rgpu_lru_direct", "accelerate_disk_cold"), ("rgpu_on_demand_direct", "accelerate_disk_cold"),
-    ("rgpu_int4_lru_direct", "accelerate_disk_cold"),
+    ("rgpu_int4_lru_direct", "accelerate_disk_cold"), ("rgpu_cpu", "accelerate_disk"), ("rgpu_int4_cpu", "accelerate_disk"),
+    ("rgpu_bf16_cpu", "accelerate_disk"), ("accelerate_disk", "stock_default"),
 )  # fmt: skip
 NAMES = (
     "stock_default", "stock_eager", "rgpu_resident", "rgpu_bf16_resident", "rgpu_int4_resident", "rgpu_lru",
     "rgpu_int4_lru", "rgpu_on_demand", "accelerate_disk", "rgpu_lru_direct", "rgpu_int4_lru_direct",
-    "rgpu_on_demand_direct", "accelerate_disk_cold",
+    "rgpu_on_demand_direct", "accelerate_disk_cold", "rgpu_cpu", "rgpu_bf16_cpu", "rgpu_int4_cpu",
 )  # fmt: skip
 STOCK = {"stock_default": "grouped_mm", "stock_eager": "eager"}
 MISSING = "accelerate is not installed: accelerate_disk is left out"
@@ -128,6 +130,8 @@ def session(name: str, folder: Path, cache: Path) -> OffloadSession:
     config = AutoConfig.from_pretrained(folder)
     group = next(g for g in (128, 64, 32) if config.moe_intermediate_size % g == config.hidden_size % g == 0)
     options: dict[str, Any] = {"store": "direct" if name.endswith("direct") else "disk"}
+    if name.endswith("_cpu"):
+        options["handler"] = "cpu"
     if "bf16" in name:
         options |= {"quantize": by_name("bf16"), "kernel": CpuCompute}
     if "int4" in name:

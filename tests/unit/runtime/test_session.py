@@ -117,7 +117,7 @@ def test_prefetch_changes_no_bit(
     replayed = Controller(policy, live.shape, pool, predictor=again, planner=again, **arguments)
     replay_events(replayed, routing_events(trace))
     assert replayed.log == live.log
-    assert again.seen == wild.seen[-len(again.seen) :]
+    assert again.seen and again.seen == wild.seen[-len(again.seen) :]
     assert (replayed.hits, replayed.prefetch_hits) == (live.hits, live.prefetch_hits)
 
 
