@@ -50,7 +50,11 @@ class BasePredictor:
 
     A forecast has one row for each of the next `horizon` MoE layers of this pass, as many as exist, then one row for
     the same layer in the next pass. What it is computed from, in an event of several rows, is `speaking_rows`.
-    Subclasses give `name`, `_fit`, `_score` and `predict_trace`; fitted arrays live in `tensors_` by name.
+    Subclasses give `name`, `_fit` and `_score`; fitted arrays live in `tensors_` by name. Those here also give
+    `predict_trace(trace, layer, rows_P, first_P)` -> float32 [P, H, E]: bit for bit what observe and predict give at `layer`
+    in the passes of a batch-1 trace, all at once, where `rows_P` int64 is the speaking row of each pass (its token in the
+    trace) and `first_P` bool marks the first pass of a sequence, before which the predictor is reset. Without it the same
+    numbers come event by event.
     """
 
     name = ""
@@ -141,14 +145,6 @@ class BasePredictor:
 
     def _score(self, layer: int) -> np.ndarray:
         """float32 [N, H, E] for the speaking rows of the last event."""
-        raise NotImplementedError
-
-    def predict_trace(self, trace: Trace, layer: int, rows_P: np.ndarray, first_P: np.ndarray) -> np.ndarray:
-        """float32 [P, H, E]: bit for bit what observe and predict give at `layer` in the passes of a batch-1 trace.
-
-        `rows_P` int64 is the speaking row of each pass (its token in the trace), pass by pass; `first_P` bool marks the
-        first pass of a sequence, before which the predictor is reset.
-        """
         raise NotImplementedError
 
     # -- saving

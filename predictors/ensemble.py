@@ -65,12 +65,13 @@ class Ensemble(BasePredictor):
             member.horizon = self.horizon
             member.fit(fitting)
         layers, count = self.schema_.layers, len(self.members)
+        members: list[Any] = self.members
         weight_LHM = np.zeros((layers, self.horizon + 1, count), np.float32)
         bias_LH = np.zeros((layers, self.horizon + 1), np.float32)
         rows_P, first_P = speaking_rows_of(weighing)
         for layer in range(layers):
             targets, ahead = self.targets(layer)
-            odds = [log_odds(m.predict_trace(weighing, layer, rows_P, first_P)) for m in self.members]
+            odds = [log_odds(m.predict_trace(weighing, layer, rows_P, first_P)) for m in members]
             for h, target in enumerate(targets):
                 passes, true_PE = targets_of(weighing, rows_P, first_P, int(target), bool(ahead[h]))
                 x_MN = np.stack([odds_PHE[passes, h].ravel() for odds_PHE in odds])
@@ -118,7 +119,8 @@ class Ensemble(BasePredictor):
 
     def predict_trace(self, trace: Trace, layer: int, rows_P: np.ndarray, first_P: np.ndarray) -> np.ndarray:
         self.check(trace)
-        return self._stacked(layer, [m.predict_trace(trace, layer, rows_P, first_P) for m in self.members])
+        members: list[Any] = self.members
+        return self._stacked(layer, [m.predict_trace(trace, layer, rows_P, first_P) for m in members])
 
     def _stacked(self, layer: int, probs: list[np.ndarray]) -> np.ndarray:
         """float32 [..., H, E] of the members' chances, members added in their order."""

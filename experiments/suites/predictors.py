@@ -17,13 +17,14 @@ from rgpu.experiments.suites.predicting.material import Material, gather
 from rgpu.experiments.suites.published import marks
 from rgpu.experiments.suites.published.field_page import build_page
 from rgpu.experiments.suites.published.judging import document
-from rgpu.experiments.suites.published.record import NotTestableError
+from rgpu.experiments.suites.published.record import NOT_TESTABLE, NotTestableError
 from rgpu.results.provenance import config_hash, manifest, stamp, write_atomic, write_manifest
 from rgpu.results.rows import append, read
 
 FIGURES = ("recall", "layers", "accuracy", "calibration", "next_token", "transfer", "cost", "switches")
 UNPUBLISHED = "nothing published"  # to compare with: the figure is ours
 QUICK = "Quick form: little text and short training. Numbers are for looking, not for quoting."
+LACKS = "what was published needs hidden states or domains that this trace does not have"
 SMALL = (
     "The reference model is small (8 MoE layers, 32 experts, hidden size 256): its routing is easier or harder to predict than "
     "that of the models others report, in ways this suite cannot tell."
@@ -94,11 +95,15 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
 
 def unpublished(figure: dict[str, Any]) -> dict[str, Any]:
-    """A figure that nobody published is neither reproduced nor untestable."""
+    """A figure that nobody published is neither reproduced nor untestable; one that is untestable says what it lacks."""
+    for entry in figure["numbers"].values():
+        if entry["status"] == NOT_TESTABLE and "why" not in entry:
+            entry["lacks"] = LACKS
     if not figure["paper"].startswith("not published"):
         return figure
     for trace, entry in figure["numbers"].items():
         if "why" not in entry:
+            entry.pop("lacks", None)
             entry["status"] = figure["by_trace"][trace] = UNPUBLISHED
     return figure | {"status": UNPUBLISHED}
 

@@ -96,6 +96,8 @@ def _criteria(trace: str, entry: Mapping[str, Any]) -> str:
     head = f"<h3>{escape(trace)}{made}: {escape(entry['status'])}</h3>"
     if "why" in entry:
         return head + f"<p>{escape(entry['why'])}</p>"
+    if "lacks" in entry:
+        head += f"<p>{escape(entry['lacks'])}</p>"
     marks = {True: '<b class="pass">yes</b>', False: '<b class="fail">no</b>'}
     rows = [
         [Raw(marks[bool(c["holds"])]), c["kind"], c["text"], _text(c["measured"]), _text(c["published"])]

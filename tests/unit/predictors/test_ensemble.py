@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,8 @@ def test_no_worse_than_its_best_member_where_it_was_weighed(trace: Trace) -> Non
         targets, ahead = ensemble.targets(layer)
         for h, target in enumerate(targets):
             passes, true = targets_of(weighing, rows, first, int(target), bool(ahead[h]))
-            alone = [log_loss(m.predict_trace(weighing, layer, rows, first)[passes, h], true) for m in ensemble.members]
+            parts: list[Any] = ensemble.members
+            alone = [log_loss(m.predict_trace(weighing, layer, rows, first)[passes, h], true) for m in parts]
             together = log_loss(ensemble.predict_trace(weighing, layer, rows, first)[passes, h], true)
             assert together <= min(alone) + 1e-5
             better += together < min(alone) - 1e-3
