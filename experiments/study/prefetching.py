@@ -16,7 +16,6 @@ from rgpu.experiments.study.prefetch_verdict import DEFAULT, FREE, judge
 from rgpu.predictors.gate_lookahead import GateLookahead
 from rgpu.predictors.linear import Linear
 from rgpu.results.rows import Context
-from rgpu.traces.split import split
 from rgpu.traces.trace import Trace
 
 GRID_SEQUENCES, ATLAS_SEQUENCES = 16, 12  # of the scored half; the verdict is on all of it
@@ -25,24 +24,23 @@ SHARES = (0.25, 0.5)
 
 
 def run(
-    context: Context, trace: Trace, model: Path | str, out: Path, quick: bool, fitted: Mapping[str, Any] | None = None
-) -> tuple[list[pa.Table], dict[str, Any]]:
+    context: Context, calibration: Trace, scored: Trace, model: Path | str, out: Path, quick: bool,
+    fitted: Mapping[str, Any] | None = None,
+) -> tuple[list[pa.Table], dict[str, Any]]:  # fmt: skip
     """(rows of `prefetch_time` and `prefetch_break_even`, document with the verdicts and where the atlas lies).
 
-    `trace` has hidden states and is split by document: predictors are fitted on one half, everything is timed on the other.
-    `fitted`: predictors fitted on that same half, by name; gate look-ahead and the default's are made where they lack.
+    Traces with hidden states and of other documents: predictors are fitted on one, everything is timed on the other.
+    `fitted`: predictors fitted on `calibration`, by name; gate look-ahead and the default's are made where they lack.
     """
     began = time.perf_counter()
-    parts = split(trace)
-    scored = trace.select(parts.scored)
     found = dict(fitted or {})
     for needed in (GateLookahead(model=model), Linear(model=model)):
         if needed.name not in found:
-            found[needed.name] = needed.fit(trace, parts)
+            found[needed.name] = needed.fit(calibration)
     for predictor in found.values():
         with_kernel(predictor)
     names = [FREE.predictor, DEFAULT.predictor] if quick else list(found)
-    some = trace.select(parts.scored[: None if quick else GRID_SEQUENCES])
+    some = scored.select(np.arange(scored.sequences)[: None if quick else GRID_SEQUENCES])
     at = context.at(method="replay", trace_tokens=some.tokens)
     court = Court(some, {name: found[name] for name in names})
     shares, machines = ((SHARE,), FEW) if quick else (SHARES, FEW)
@@ -52,7 +50,7 @@ def run(
     whole = court if quick else Court(scored, {n: found[n] for n in (FREE.predictor, DEFAULT.predictor)})
     costs = (COST,) if quick else (COST, "reference")
     verdicts = [judge(whole, share, FEW if quick else MACHINES, cost) for cost in costs for share in shares]
-    few = trace.select(parts.scored[: QUICK_SEQUENCES if quick else ATLAS_SEQUENCES])
+    few = scored.select(np.arange(scored.sequences)[: QUICK_SEQUENCES if quick else ATLAS_SEQUENCES])
     points = break_even.atlas(few, break_even.QUICK if quick else break_even.Grid())
     tables += break_even.rows(points, context.at(method="replay", trace_tokens=few.tokens))
     document = {

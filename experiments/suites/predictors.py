@@ -14,6 +14,8 @@ from rgpu.experiments.plot import render
 from rgpu.experiments.study.stages import Stages
 from rgpu.experiments.suites.predicting.fitting import Bench, names
 from rgpu.experiments.suites.predicting.material import Material, gather
+from rgpu.experiments.suites.predicting.prefetch import FIGURES as PREFETCH
+from rgpu.experiments.suites.predicting.prefetch import prefetching, records
 from rgpu.experiments.suites.published import marks
 from rgpu.experiments.suites.published.field_page import build_page
 from rgpu.experiments.suites.published.judging import document
@@ -67,18 +69,22 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             tables += marks.value_rows(module.ABOUT.figure, module.ABOUT.id, trace, bench.provenance)
     for material in found:  # what a continued run did not fit again
         bench.usable(material)
+    timed, judged_in_time = prefetching(bench, found, stages, out)
+    tables += timed
     path = out / "rows.parquet"
     path.unlink(missing_ok=True)
     append(path, tables)
     rows = read(path)
-    index = render(rows, out / "figures", [m.ABOUT.figure for m in modules])
+    index = render(rows, out / "figures", [*(m.ABOUT.figure for m in modules), *PREFETCH])
     judged = [unpublished(document(m, rows, reasons[m.ABOUT.id], set(), index, out / "figures")) for m in modules]
+    judged += records(judged_in_time, index, out / "figures", UNPUBLISHED)
     refused = [f"{name} on {trace}: {why}" for trace, own in bench.refused.items() for name, why in own.items()]
     result = {
         "suite": "predictors",
         "figures": judged,
         "statuses": {f["id"]: f["status"] for f in judged},
         "families": families,
+        "prefetching": judged_in_time,
         "refused": bench.refused,
         "synthetic": {},
         "limits": [SMALL, *missing, *refused, *([QUICK] if cfg.quick else [])],

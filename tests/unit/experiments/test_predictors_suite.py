@@ -177,7 +177,8 @@ def test_the_quick_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     run, out = suite_named("predictors")
     assert run is suite.run and out == "results/predictors"
     document = json.loads(json.dumps(run(cfg), default=float))
-    assert [f["id"] for f in document["figures"]] == list(suite.FIGURES)
+    assert [f["id"] for f in document["figures"]] == [*suite.FIGURES, *suite.PREFETCH]
+    assert document["prefetching"]["verdicts"][0]["says"]
     assert document["refused"] == {"reference": {}} and "gpt-oss-20b" in " ".join(document["limits"])
     for figure in document["figures"]:
         assert figure["files"] or figure["id"] == "switches"

@@ -28,7 +28,9 @@ CONTEXT = Context(experiment="prefetch_time", trace="toy", source="made up", tra
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, dict[str, Any], Path]:
     folder = tmp_path_factory.mktemp("prefetching")
-    tables, document = run(CONTEXT, TRACE, write_checkpoint(folder / "model"), folder, quick=True)
+    parts = split(TRACE)
+    halves = (TRACE.select(parts.calibration), TRACE.select(parts.scored))
+    tables, document = run(CONTEXT, *halves, write_checkpoint(folder / "model"), folder, quick=True)
     return frame(pa.concat_tables(tables)), document, folder
 
 
