@@ -12,7 +12,7 @@ import numpy as np
 from rgpu.errors import InputError
 from rgpu.predictors.markov import check_smoothing
 from rgpu.predictors.popularity import popularity
-from rgpu.predictors.routed import Parent, RoutedPredictor, conditional, real_rows, successors
+from rgpu.predictors.routed import Parent, RoutedPredictor, conditional, real_rows, successors, summed
 from rgpu.predictors.stacking import (
     EDGE,
     fit_logistic,
@@ -129,14 +129,6 @@ class Coactivation(RoutedPredictor):
         outputs = len(self.targets(layer)[0]) * self.schema_.experts
         said = 3 * self.schema_.top_k + 1
         return 4 * said * outputs, (said + 8) * outputs
-
-
-def summed(table_EE: np.ndarray, ids_NK: np.ndarray) -> np.ndarray:
-    """float32 [N, E]: the table's rows of each row's K experts, added in their order."""
-    total_NE = np.zeros((len(ids_NK), table_EE.shape[1]), np.float32)
-    for k in range(ids_NK.shape[1]):
-        total_NE += table_EE[ids_NK[:, k]]
-    return total_NE
 
 
 def check_holdout(name: str, holdout: float) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from rgpu.errors import InputError
 from rgpu.predictors.popularity import popularity
-from rgpu.predictors.routed import Parent, RoutedPredictor, conditional, real_rows, successors
+from rgpu.predictors.routed import Parent, RoutedPredictor, conditional, real_rows, successors, summed
 from rgpu.traces.trace import Trace
 
 
@@ -49,13 +49,15 @@ class Markov(RoutedPredictor):
     def _parents(self, layer: int) -> list[Parent]:
         return [(layer, 0)]
 
+    def work(self, layer: int) -> tuple[int, int] | None:
+        """K rows of a table for each row of the forecast, added up and divided."""
+        outputs = len(self.targets(layer)[0]) * self.schema_.experts
+        return 4 * self.schema_.top_k * outputs, (self.schema_.top_k + 1) * outputs
+
     def _combine(self, layer: int, ids: list[np.ndarray]) -> np.ndarray:
         rows = len(self.targets(layer)[0])
         chance_HEE, (ids_NK,) = self.tensors_["chance_LHEE"][layer, :rows], ids
-        total_NHE = np.zeros((len(ids_NK), rows, self.schema_.experts), np.float32)
-        for h in range(rows):
-            for k in range(ids_NK.shape[1]):
-                total_NHE[:, h] += chance_HEE[h, ids_NK[:, k]]
+        total_NHE = np.stack([summed(chance_HEE[h], ids_NK) for h in range(rows)], axis=1)
         return total_NHE / np.float32(ids_NK.shape[1])
 
 

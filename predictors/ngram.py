@@ -63,9 +63,9 @@ class Ngram(TokenId):
         token_N = trace.require("token_ids", f"predictor {self.name}")
         return self._look_up(layer, pairs(previous_tokens(trace), token_N)[rows_P])
 
-    def _row(self, layer: int, name: str, key_N: np.ndarray) -> np.ndarray:
+    def _part(self, name: str, key_N: np.ndarray, layers_H: np.ndarray) -> np.ndarray:
         token_N = (key_N << 32) >> 32  # the lower half, with its sign
-        return apply_table(self._table(PAIR + name), key_N, layer, super()._row(layer, name, token_N))
+        return apply_table(self._table(PAIR + name), key_N, layers_H, super()._part(name, token_N, layers_H))
 
 
 def pairs(before_N: np.ndarray, token_N: np.ndarray) -> np.ndarray:

@@ -135,3 +135,9 @@ def conditional(before_NK: np.ndarray, after_NK: np.ndarray, popular_E: np.ndarr
     """float64 [E, E]: P(b after | a before), shrunk towards the popularity of b as if `smoothing` more rows showed it."""
     joint_EE, seen_E = joint_counts(before_NK, after_NK, len(popular_E))
     return (joint_EE + smoothing * popular_E.astype(np.float64)) / np.maximum(seen_E + smoothing, 1e-12)[:, None]
+
+
+def summed(table_EE: np.ndarray, ids_NK: np.ndarray) -> np.ndarray:
+    """float32 [N, E]: the table's rows of each row's K experts, added in their order."""
+    total_NE: np.ndarray = np.add.reduce(table_EE[ids_NK], axis=1)
+    return total_NE

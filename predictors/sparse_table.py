@@ -53,17 +53,20 @@ def _sums(spans: list[np.ndarray], layer: int, values: Values) -> np.ndarray:
     return np.concatenate(sums) if sums else np.zeros((0, 1))
 
 
-def apply_table(table: dict[str, np.ndarray], key_N: np.ndarray, layer: int, back_off_NE: np.ndarray) -> np.ndarray:
-    """float32 [N, E]: chances at `layer` for each key; unknown keys back off wholly. Row n depends on row n alone."""
+def apply_table(
+    table: dict[str, np.ndarray], key_N: np.ndarray, layers_H: np.ndarray, back_off_NHE: np.ndarray
+) -> np.ndarray:
+    """float32 [N, H, E]: chances at `layers_H` for each key; unknown keys back off wholly. Row n depends on row n alone."""
     key_V = table["key_V"]
     if not len(key_V):
-        return back_off_NE
+        return back_off_NHE
     at_N = np.minimum(np.searchsorted(key_V, key_N), len(key_V) - 1)
-    known_N = key_V[at_N] == key_N
-    rest_N = np.where(known_N, table["rest_VL"][at_N, layer], np.float32(1))
-    chance_NE = back_off_NE * rest_N[:, None]
-    expert_NW = table["expert_VLW"][at_N, layer]
-    add_NW = np.where(known_N[:, None], table["chance_VLW"][at_N, layer], np.float32(0))
-    own_NW = np.take_along_axis(chance_NE, expert_NW, axis=1)
-    np.put_along_axis(chance_NE, expert_NW, np.minimum(own_NW + add_NW, np.float32(1)), axis=1)
-    return chance_NE
+    known_N11 = (key_V[at_N] == key_N)[:, None, None]
+    at_NH = at_N[:, None], layers_H[None]
+    rest_NH1 = np.where(known_N11, table["rest_VL"][at_NH][:, :, None], np.float32(1))
+    chance_NHE = back_off_NHE * rest_NH1
+    expert_NHW = table["expert_VLW"][at_NH]
+    add_NHW = np.where(known_N11, table["chance_VLW"][at_NH], np.float32(0))
+    own_NHW = np.take_along_axis(chance_NHE, expert_NHW, axis=2)
+    np.put_along_axis(chance_NHE, expert_NHW, np.minimum(own_NHW + add_NHW, np.float32(1)), axis=2)
+    return chance_NHE

@@ -86,14 +86,23 @@ class TokenId(BasePredictor):
     def _look_up(self, layer: int, key_N: np.ndarray) -> np.ndarray:
         """float32 [N, H, E]."""
         layers, ahead = self.targets(layer)
-        probs_NHE = np.empty((len(key_N), len(layers), self.schema_.experts), np.float32)
-        for h, target in enumerate(layers):
-            probs_NHE[:, h] = self._row(int(target), NEXT if ahead[h] else HERE, key_N)
-        return probs_NHE
+        later = int((ahead == 0).sum())
+        parts = [(HERE, layers[:later]), (NEXT, layers[later:])]
+        return np.concatenate([self._part(name, key_N, layers_H) for name, layers_H in parts if len(layers_H)], axis=1)
 
-    def _row(self, layer: int, name: str, key_N: np.ndarray) -> np.ndarray:
-        popular_NE = np.repeat(self.tensors_["popularity_LE"][layer][None], len(key_N), axis=0)
-        return apply_table(self._table(name), key_N, layer, popular_NE)
+    def work(self, layer: int) -> tuple[int, int] | None:
+        """An entry, popularity and a search by halves; a product for each output, a sum for each expert of the entry."""
+        rows, own = len(self.targets(layer)[0]), self.schema_
+        levels = sum(name.endswith("key_V") for name in self.tensors_) // 2  # what backs off to what
+        width = self.tensors_[f"{HERE}.expert_VLW"].shape[2]
+        search = 8 * max(1, len(self.tensors_[f"{HERE}.key_V"]).bit_length())
+        outputs = rows * own.experts
+        return 4 * outputs + levels * (2 * search + rows * (4 + 8 * width)), levels * (outputs + rows * width)
+
+    def _part(self, name: str, key_N: np.ndarray, layers_H: np.ndarray) -> np.ndarray:
+        """The rows of one kind of table."""
+        popular_NHE = np.repeat(self.tensors_["popularity_LE"][layers_H][None], len(key_N), axis=0)
+        return apply_table(self._table(name), key_N, layers_H, popular_NHE)
 
     def _table(self, name: str) -> dict[str, np.ndarray]:
         return {array: self.tensors_[f"{name}.{array}"] for array in ("key_V", "rest_VL", "expert_VLW", "chance_VLW")}
@@ -113,6 +122,7 @@ def expected(table: dict[str, np.ndarray], popular_LE: np.ndarray, key_N: np.nda
     """What `table` expects of tokens."""
 
     def values(layer: int, some: np.ndarray) -> np.ndarray:
-        return apply_table(table, key_N[some], layer, np.repeat(popular_LE[layer][None], len(some), axis=0))
+        popular_N1E = np.repeat(popular_LE[None, layer : layer + 1], len(some), axis=0)
+        return apply_table(table, key_N[some], np.array([layer]), popular_N1E)[:, 0]
 
     return values

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 
 from rgpu.errors import InputError
-from rgpu.predictors.coactivation import Coactivation, summed
+from rgpu.predictors.coactivation import Coactivation
 from rgpu.predictors.markov import Markov
-from rgpu.predictors.online_head import OnlineHead
+from rgpu.predictors.online_head import OnlineHead, hot
+from rgpu.predictors.routed import summed
 from rgpu.replay.prediction import evaluate, speaking_passes
 from rgpu.replay.stream import routing_events
 from rgpu.traces.trace import Trace
@@ -61,6 +62,17 @@ def test_experts_that_are_not_known_say_nothing() -> None:
     assert summed(table, np.array([[0, 3], [1, 1]])).tolist() == [[1, 0, 0], [0, 2, 0]]
 
 
+@pytest.mark.parametrize(("experts", "top_k"), [(8, 2), (64, 8), (256, 8), (3, 16)])
+def test_sums_are_in_the_order_of_k_however_many_rows(experts: int, top_k: int) -> None:
+    rng = np.random.default_rng(experts)
+    table, ids = rng.normal(size=(experts + 1, experts)).astype(np.float32), rng.integers(experts + 1, size=(90, top_k))
+    one_by_one = table[ids[:, 0]]
+    for k in range(1, top_k):
+        one_by_one = one_by_one + table[ids[:, k]]
+    assert np.array_equal(summed(table, ids), one_by_one)
+    assert np.array_equal(np.concatenate([summed(table, row[None]) for row in ids]), one_by_one)
+
+
 def test_what_shifts_in_a_sequence_is_learnt_online() -> None:
     """In calibration layers have nothing to do with each other; while decoding one follows from the other."""
     rng = np.random.default_rng(9)
@@ -69,22 +81,24 @@ def test_what_shifts_in_a_sequence_is_learnt_online() -> None:
     shifted = routing_trace(np.stack([here, step[here]], axis=1), 8, 300)
     still, learning = (OnlineHead(horizon=1, lr=lr).fit(calibration) for lr in (0.0, 0.3))
     assert recall_at_k(learning, shifted)[1] > 0.7 > 0.5 > recall_at_k(still, shifted)[1]
-    fitted = learning.tensors_["map_LHJEE"].copy()
+    fitted = learning.tensors_["map_LHXE"].copy()
     for event in routing_events(shifted.select(np.array([0]))):
         learning.observe(event)
-    assert np.array_equal(learning.tensors_["map_LHJEE"], fitted)
+    assert np.array_equal(learning.tensors_["map_LHXE"], fitted)
 
 
 def test_a_step_goes_down_the_gradient() -> None:
-    trace = learnable_trace()
-    head = OnlineHead(horizon=1, lr=0.5).fit(trace)._head(0)
-    here, last, true = np.array([1, 2]), np.array([[8, 8], [3, 4]]), np.array([[5, 6], [0, 8]])
-    before = head.odds(here, last)
-    head.learn(np.array([0, 1]), here, last, before, true)
-    after = head.odds(here, last)
-    gradient = 1 / (1 + np.exp(-before[0])) - np.isin(np.arange(8), [5, 6])
-    assert np.allclose(after[0], before[0] - 3 * 0.5 * gradient, atol=1e-5)  # bias and two experts; no last token known
-    assert np.array_equal(after[1], before[1])  # its target was not known
+    predictor = OnlineHead(horizon=1, lr=0.5).fit(learnable_trace())
+    head, true = predictor._head(0), hot(np.array([[5, 6], [0, 1]]), 8)
+    at = predictor._rows_read([np.array([[1, 2]]), np.array([[7, 7]]), np.array([[8, 8]]), np.array([[3, 8]])])[0]
+    before = head.odds(at)
+    for _ in range(2):  # what is not known is read as nothing, however often it was to learn
+        head.learn(slice(None), at, before, true)
+    after = head.odds(at)
+    gradient = 1 / (1 + np.exp(-before)) - true
+    known = np.array([[3], [4]])  # bias and experts: two here, of the last token none and one
+    assert np.allclose(after, before - 2 * known * 0.5 * gradient, atol=1e-5)
+    assert not head._map_HXE[:, [8, 18]].any()
 
 
 def test_batches_learn_row_by_row() -> None:
