@@ -14,7 +14,7 @@ UNIT = 2.0**20  # what 1 is in a table of whole numbers
 
 
 class RunningPredictor(BasePredictor):
-    """Adds up rows of tables over every token of the sequence, prompts' too. Subclasses give `_forecast`."""
+    """Adds up what every token of the sequence routed, prompts' too; sequences of a batch are added up together."""
 
     def reset(self) -> None:
         super().reset()

@@ -184,7 +184,9 @@ def slots_of(trace: Trace, share: float) -> int:
 def arms_of(names: Sequence[str], quick: bool) -> list[Arm]:
     """The grid: every planner under LRU, and with eviction by the same forecast those that can use it."""
     plain = ("top_k", "budgeted", "expected_value")
-    planners = ("top_k", "expected_value") if quick else (*plain, "threshold", "percentile", "multi_horizon", "adaptive_width")
+    planners = (
+        ("top_k", "expected_value") if quick else (*plain, "threshold", "percentile", "multi_horizon", "adaptive_width")
+    )
     arms = [BASELINE]
     for name in names:
         arms += [Arm(name, planner) for planner in planners]
