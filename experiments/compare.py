@@ -61,10 +61,11 @@ def contender(cfg: DictConfig) -> Policy:
 
 
 def baselines_of(cfg: DictConfig, mine: Policy) -> dict[str, Policy]:
-    """Policies to compare with, the best known first."""
+    """Policies to compare with, the best known first; by default without those that are LRU where nothing is forecast."""
     names = list(cfg.baselines) if cfg.baselines is not None else [n for n in choices("policy") if n != "plain"]
     names.sort(key=lambda n: (FIRST.index(n) if n in FIRST else len(FIRST), n))
-    return {name: make_policy(chosen("policy", name)) for name in names if name != mine.name}
+    made = {name: make_policy(chosen("policy", name)) for name in names if name != mine.name}
+    return {name: p for name, p in made.items() if cfg.baselines is not None or not p.traits.forecast}
 
 
 def plain_of(cfg: DictConfig) -> Any:
