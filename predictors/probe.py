@@ -88,6 +88,7 @@ class Probe(Trained, HiddenPredictor):
         if self.model is not None:
             start["gain_LH"] = torch.ones(rows.layers, rows.horizon + 1)
             start["gain_LH"] = temperature(batches(lambda rows_B: problem.logits(start, rows_B), held), rows)
+        problem.device = torch.device(self.schedule.device)
         best, self.curve_ = descend(self.name, start, problem, self.schedule, checkpoint)
         problem.device = torch.device("cpu")
         scale_LH = temperature(batches(lambda rows_B: problem.logits(best, rows_B), held), rows)
@@ -134,7 +135,7 @@ class _Problem:
         tensors: dict[str, np.ndarray],
     ) -> None:  # fmt: skip
         self.probe, self.rows, self.hidden, self.units, self.held = probe, rows, hidden, fit, held
-        self.device = torch.device(probe.schedule.device)
+        self.device = torch.device("cpu")  # where temperatures are found; `_fit` descends elsewhere where asked
         self.key = rows.key(probe.name, trace.header.model, *(float(t.sum()) for t in tensors.values()))
         self._mean_L1D = torch.from_numpy(tensors["mean_LD"])[:, None]
         self._inverse_L1D = torch.from_numpy(tensors["inverse_LD"])[:, None]
