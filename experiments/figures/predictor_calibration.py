@@ -17,7 +17,7 @@ GUIDE = (
 
 def draw(table: pd.DataFrame, figure: Figure) -> None:
     own, said = marks.select(table, NAME, ["routed", "ece"])
-    axes = style.panels(figure, 3, columns=3, width=4.0, height=4.0)
+    axes = style.panels(figure, 3, columns=3, width=4.0, height=style.tall(own["predictor"].nunique() + 2, 4.0))
     rates, error = own[own["metric"] == "routed"], own[own["metric"] == "ece"]
     names = style.policy_order(rates["predictor"].dropna().unique())
     for axis, (case, title) in zip(axes, (("layer", "one layer ahead"), ("token", "next token")), strict=False):

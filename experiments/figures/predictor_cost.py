@@ -19,7 +19,7 @@ PANELS = (("us", "microseconds an event"), ("state_bytes", "bytes of fitted stat
 def draw(table: pd.DataFrame, figure: Figure) -> None:
     own, said = marks.select(table, NAME, ["recall", "us", "state_bytes"])
     gain = {str(r["predictor"]): r for _, r in own[own["metric"] == "recall"].iterrows()}
-    axes = style.panels(figure, 2, width=4.4, height=4.0)
+    axes = style.panels(figure, 2, width=4.4, height=style.tall(own["predictor"].nunique() + 2, 4.0))
     for axis, (metric, label) in zip(axes, PANELS, strict=True):
         cost = {str(r["predictor"]): r for _, r in own[own["metric"] == metric].iterrows() if float(r["value"]) > 0}
         names = [n for n in style.policy_order(gain) if n in cost]

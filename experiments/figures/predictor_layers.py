@@ -18,7 +18,9 @@ GUIDE = (
 def draw(table: pd.DataFrame, figure: Figure) -> None:
     own, said = marks.select(table, NAME, ["recall", "top1", "hidden_cosine"])
     rates = own[(own["metric"] == "recall") & own["layer"].notna()]
-    first, second, third = style.panels(figure, 3, columns=3, width=4.0, height=4.2)
+    first, second, third = style.panels(
+        figure, 3, columns=3, width=4.0, height=style.tall(own["predictor"].nunique() + 9, 4.2)
+    )
     for name in style.policy_order(rates["predictor"].dropna().unique()):
         part = rates[(rates["predictor"] == name) & (rates["case"] == "width k")].sort_values("layer")
         look = style.policy_style(str(name))

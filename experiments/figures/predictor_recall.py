@@ -23,7 +23,7 @@ def draw(table: pd.DataFrame, figure: Figure) -> None:
     if rates.empty:
         raise style.MissingRows("got no recall of a predictor; expected some; see docs/results.md")
     top_k = int(rates["width"].min())
-    left, right = style.panels(figure, 2, width=4.6, height=4.4)
+    left, right = style.panels(figure, 2, width=4.6, height=style.tall(rates["predictor"].nunique() + 7, 4.4))
     narrow, ahead = rates[rates["width"] == top_k], rates[(rates["case"] == "layer") & (rates["horizon"] == 1)]
     edge = float(narrow["horizon"].max()) + 1 if narrow["horizon"].notna().any() else 1.0
     names = style.policy_order(rates["predictor"].unique())

@@ -17,7 +17,7 @@ GUIDE = (
 
 def draw(table: pd.DataFrame, figure: Figure) -> None:
     own, said = marks.select(table, NAME, "recall")
-    axes = style.panels(figure, 2, width=4.4, height=4.0)
+    axes = style.panels(figure, 2, width=4.4, height=style.tall(own["predictor"].nunique() + 2, 4.0))
     cells = list(dict.fromkeys(own.sort_values("offset")["domain"].astype(str)))
     for axis, (case, title) in zip(axes, (("layer", "one layer ahead"), ("token", "next token")), strict=True):
         rates = own[own["case"] == case]

@@ -66,6 +66,20 @@ PREDICTORS: dict[str, tuple[str, str, Any]] = {
     "previous_token": ("#f08a24", "s", "--"),
     "gate_lookahead": ("#0b62c4", "o", "-"),
     "linear": ("#d62f2f", "*", "-"),
+    "low_rank": ("#f06292", "P", "-"),
+    "mlp": ("#8e44ad", "D", "-"),
+    "group_mlp": ("#5c6bc0", "p", "-"),
+    "history_gru": ("#00695c", "^", "-."),
+    "history_transformer": ("#00acc1", "v", "-."),
+    "ensemble": ("#000000", "X", "-."),
+    "online_head": ("#6d4c41", "h", "-."),
+    "coactivation": ("#1b8a5a", "<", "-."),
+    "markov": ("#8fb339", ">", "-."),
+    "ngram": ("#ad1457", "d", ":"),
+    "token_id": ("#c9a227", "H", ":"),
+    "popularity_domain": ("#90a4ae", "+", "--"),
+    "popularity_prefix": ("#37474f", "1", "--"),
+    "similar_sequences": ("#bf7b4f", "2", "--"),
 }
 LABELS = {"belady": "Belady (forced)", "belady_bypass": "Belady (bypass)"}
 SERIES = ("#0b62c4", "#d62f2f", "#1b8a5a", "#f08a24", "#8e44ad", "#00838f")
@@ -96,6 +110,11 @@ def panels(
     for spare in axes.ravel()[count:]:
         spare.remove()
     return list(axes.ravel()[:count])
+
+
+def tall(entries: int, height: float) -> float:
+    """Inches of a panel beside a legend of so many entries."""
+    return max(height, 0.235 * entries)
 
 
 def select(
