@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from rgpu.errors import InputError
+from rgpu.experiments.built import built
 from rgpu.experiments.train import regime, train, unseen
+from rgpu.predictors.base import load_predictor
 from rgpu.predictors.linear import Linear
 from rgpu.predictors.popularity import Popularity
 from rgpu.traces.split import split
@@ -46,3 +49,17 @@ def test_another_trace_is_scored_without_documents_trained_on(tmp_path: Path) ->
     assert len(rows[0]["denominators"]) == left.sequences
     with pytest.raises(InputError, match="documents that were trained on"):
         unseen(trace, parts, other.select(np.asarray(parts.calibration)), "other")
+
+
+def test_a_users_predictor_is_one_class_and_one_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "outside.py").write_text(
+        'from rgpu.predictors.mlp import Mlp\n\n\nclass Outside(Mlp):\n    name = "outside"\n'
+    )
+    (tmp_path / "outside.yaml").write_text("_target_: outside.Outside\nwidth: 4\nepochs: 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    trace = learnable_trace()
+    predictor = built(OmegaConf.load(tmp_path / "outside.yaml"), "predictor")  # type: ignore[arg-type]
+    saved, _ = train(predictor, trace, split(trace), tmp_path / "saved")
+    loaded = load_predictor(saved, expect=trace)
+    assert (type(loaded).__name__, loaded.width, loaded.schema_.on_policy) == ("Outside", 4, True)
+    assert len(json.loads((tmp_path / "saved.curve.json").read_text())["epochs"]) == 2
