@@ -91,13 +91,15 @@ def ridge(x_NF: np.ndarray, y_NM: np.ndarray, owner_N: np.ndarray, recall: Calla
 
     def solved(rows: np.ndarray, penalties: tuple[float, ...]) -> list[np.ndarray]:
         z_NF = (x_NF[rows] - mean_F) / std_F
-        gram_FF, cross_FM = (
-            (z_NF.T @ z_NF).astype(np.float64),
-            (z_NF.T @ (y_NM[rows] - y_NM[rows].mean(0))).astype(np.float64),
-        )
-        value_F, vector_FF = np.linalg.eigh(gram_FF)
-        turned_FM = vector_FF.T @ cross_FM
-        return [vector_FF @ (turned_FM / (value_F + p)[:, None]) for p in penalties]
+        y_RM = y_NM[rows] - y_NM[rows].mean(0)
+        few = (
+            len(z_NF) < z_NF.shape[1]
+        )  # then the Gram matrix of the rows is the smaller one, and gives the same weights
+        gram = (z_NF @ z_NF.T if few else z_NF.T @ z_NF).astype(np.float64)
+        value, vector = np.linalg.eigh(gram)
+        turned = vector.T @ (y_RM if few else z_NF.T @ y_RM).astype(np.float64)
+        made = [vector @ (turned / (np.maximum(value, 0) + p)[:, None]) for p in penalties]
+        return [z_NF.T.astype(np.float64) @ m for m in made] if few else made
 
     best = PENALTIES[0]
     if held.any() and not held.all():

@@ -4,6 +4,7 @@ Legend: P passes, S sequences.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
 from typing import Any
 
@@ -29,7 +30,13 @@ from rgpu.traces.trace import Trace
 def yamls(group: str) -> dict[str, Any]:
     folder = resources.files("rgpu.conf") / group
     files = [f for f in folder.iterdir() if f.name.endswith(".yaml")]
-    return {f.name.removesuffix(".yaml"): OmegaConf.to_container(OmegaConf.create(f.read_text())) for f in files}
+    return {f.name.removesuffix(".yaml"): OmegaConf.to_container(_parsed(f.read_text())) for f in files}
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> Any:
+    """A yaml's content; parsing one takes longer than clocking a replay."""
+    return OmegaConf.create(text)
 
 
 def machine(name: str) -> Machine:

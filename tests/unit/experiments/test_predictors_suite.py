@@ -107,6 +107,16 @@ def test_a_ridge_regression_finds_a_linear_truth() -> None:
     assert next_token.wide(8) == 11 and next_token.wide(4) == 6
 
 
+@pytest.mark.parametrize("rows", [12, 60])  # fewer than features, and more
+def test_ridge_weights_solve_the_normal_equations(rows: int) -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(rows, 20)).astype(np.float32), rng.random((rows, 3)).astype(np.float32)
+    fitted = next_token.ridge(x, y, np.zeros(rows, int), lambda *_: 0.0)  # one sequence: the first penalty
+    z = ((x - x.mean(0)) / (x.std(0) + 1e-6)).astype(np.float64)
+    weight = np.linalg.solve(z.T @ z + next_token.PENALTIES[0] * np.eye(20), z.T @ (y - y.mean(0)))
+    assert fitted(x) == pytest.approx(z @ weight + y.mean(0), abs=1e-4)
+
+
 def test_sources_of_the_next_token(bench: Bench, material: Material) -> None:
     found = computed(next_token, bench, material)
     cases = set(found["case"])
