@@ -41,7 +41,8 @@ class RoutingEvent:
     `experts_TK` int16 in rank order (-1: given up by a lossy run); `weights_TK` float32 gate weights; `hidden_TD` float32
     input of the router; `logits_TE` float32 router logits. Floats are already rounded to the dtype a trace stores, so that
     live and replay decide on the same numbers. `phase_T` uint8: 0 prompt, 1 decode, 2 padding row; `token_T` int32: the
-    tokens that the rows are of (-1: the model was given embeddings).
+    tokens that the rows are of (-1: the model was given embeddings). `fresh`: the first event of a pass all of whose sequences
+    begin there; what a predictor knows of earlier ones is forgotten.
     """
 
     layer: int
@@ -52,6 +53,7 @@ class RoutingEvent:
     logits_TE: np.ndarray | None = None
     phase_T: np.ndarray | None = None
     token_T: np.ndarray | None = None
+    fresh: bool = False
 
 
 GATES = ("silu", "gelu_tanh", "gpt_oss")

@@ -192,3 +192,11 @@ def next_uses(pool, offs, keys, pools, width):  # type: ignore[no-untyped-def]
         for a in range(offs[e], offs[e + 1]):
             last[pool[e], keys[a]] = e
     return out
+
+
+def union_of_one(ids_K: np.ndarray, weights_TK: np.ndarray, reverse: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What `union_of` gives for one token with k different experts, several times as fast: (keys, mass, touch)."""
+    k = len(ids_K)
+    mass = weights_TK[0].astype(np.float32) if len(weights_TK) else np.zeros(k, np.float32)
+    touch = np.arange(k - 1, -1, -1, dtype=np.int32) if reverse else np.zeros(0, np.int32)
+    return ids_K.astype(np.int32), mass, touch

@@ -19,8 +19,12 @@ def routing_events(trace: Any) -> Iterator[RoutingEvent]:
     if (trace.expert_ids == trace.missing).any() and "lossy" not in trace.header.provenance:
         raise TraceError("expert_ids: got tokens that were not recorded; expected a complete trace to step through")
     order, starts, numbers = pass_groups(trace)
+    owner = np.repeat(np.arange(trace.sequences), np.diff(trace.seq_offsets))
+    seen = np.zeros(trace.sequences, bool)
     for g, number in enumerate(numbers):
         rows = order[starts[g] : starts[g + 1]]
+        fresh = not seen[owner[rows]].any()
+        seen[owner[rows]] = True
         ids = trace.expert_ids[rows].astype(np.int16)
         ids[trace.expert_ids[rows] == trace.missing] = -1
         weights = None if trace.weights is None else trace.weights[rows].astype(np.float32)
@@ -34,6 +38,7 @@ def routing_events(trace: Any) -> Iterator[RoutingEvent]:
                 None if weights is None else np.ascontiguousarray(weights[:, layer]),
                 None if hidden is None else np.ascontiguousarray(hidden[:, layer]),
                 None if logits is None else np.ascontiguousarray(logits[:, layer]), phase, tokens,
+                fresh and layer == 0,
             )  # fmt: skip
 
 

@@ -135,7 +135,7 @@ class DeviceExecutor(PoolExecutor):
                 self._wave_by_wave(
                     decision, missing, wave, ahead, here, lambda: self._on_the_host(decision, here, event, host)
                 )
-                loads = [only(decision, here), *late] if here else late
+                loads = late
         elif (decision.codes >= 0).any():
             loads = [decision, *loads]
         for load in loads:
@@ -177,8 +177,8 @@ class DeviceExecutor(PoolExecutor):
         for w, members in enumerate(decision.waves):
             members = without(members, here)
             slots = self._load(decision, members)
-            if w == last:
-                for load in ahead:
+            if w == last:  # what is to stay of `here` goes first: a later decision may give its slot away
+                for load in [only(decision, here), *ahead] if here else ahead:
                     self._submit(load)
             if w == 0 and here:
                 compute_here()

@@ -74,13 +74,12 @@ class PoolExecutor:
                 wave = without(wave, here)
                 slots = self._load(decision, wave)
                 if w == last:  # earlier waves are computed: nothing of `ahead` can overwrite what they needed
-                    for load in ahead:
+                    # first what is to stay of `here`: a later decision may give its slot away
+                    for load in [only(decision, here), *ahead] if here else ahead:
                         self._submit(load)
                 if w == 0:  # while the first copies are made
                     self._from_the_store(decision, here, rows)
                 self._compute_wave(decision, wave, slots, rows)
-            if here:  # what of it is to stay
-                late = [only(decision, here), *late]
         for load in late:
             self._submit(load)
         return self.compute.finish()
@@ -106,6 +105,7 @@ class PoolExecutor:
             hidden_TD=None if hidden_TD is None else _as_stored(hidden_TD),
             phase_T=None if info is None else info.phase_T,
             token_T=None if info is None else info.token_T,
+            fresh=info is not None and info.fresh and layer == 0,
         )
 
     def _read(

@@ -78,8 +78,6 @@ def compare_on(exact: OffloadSession, lossy: OffloadSession, texts: Sequence[Tex
 
 
 def _read(session: OffloadSession, text: Text) -> _Read:
-    if session.controller.predictor is not None:
-        session.controller.predictor.reset()
     session.telemetry.clear()
     told_BR = text.tokens_T[None, text.prompt :]
     prompt_BQ = text.tokens_T[None, : text.prompt]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from rgpu.policies.loop import BYPASS, HIT, PREFETCH_HIT
-from rgpu.replay.controller import MISSING, split_waves, union_of_one
-from rgpu.replay.events import union_of
+from rgpu.replay.controller import MISSING, split_waves
+from rgpu.replay.events import union_of, union_of_one
 
 E = 12
 

@@ -90,7 +90,7 @@ class Late:
             layer.experts.run = self.executor
 
 
-@pytest.mark.parametrize(("scope", "slots"), [("layer", 1), ("layer", 4), ("layer", 10), ("global", 12)])
+@pytest.mark.parametrize(("scope", "slots"), [("layer", 1), ("layer", 4), ("layer", 10), ("global", 9), ("global", 12)])
 @pytest.mark.parametrize("name", sorted(POLICIES))
 @pytest.mark.parametrize("handler", ["fetch", "zero_copy", "cpu", "split"])
 def test_the_bits_and_decisions_of_the_host(

@@ -25,3 +25,13 @@ def test_live_and_replay_agree(folder: Path, planner: str, policy: str) -> None:
     )
     assert got["identical_tokens"] is got["identical_logits"] is got["identical_decisions"] is True
     assert got["loads"] == got["demand_loads"] + got["proactive_loads"]
+
+
+def test_misses_divided_beside_prefetch_in_one_pool(folder: Path) -> None:
+    """A prompt of several waves whose loads ahead give away slots that the event's own misses are still to be copied into."""
+    prompts = "prompt=[The state of the Union is a long text about many things,def f of x return x and one]"
+    got = generate(
+        folder, "predictor=gate_lookahead", "planner.width=4", "pool.scope=global", "pool.slots=10", "pool.miss=split",
+        "max_new_tokens=6", "verify=true", prompts,
+    )  # fmt: skip
+    assert got["identical_tokens"] is got["identical_logits"] is got["identical_decisions"] is True

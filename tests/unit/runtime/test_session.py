@@ -90,8 +90,10 @@ class Wild:
     def __init__(self) -> None:
         self.random = np.random.default_rng(0)
         self.seen: list[tuple[int, int, list[int]]] = []
+        self.resets = 0
 
-    def reset(self) -> None: ...
+    def reset(self) -> None:
+        self.resets += 1
 
     def observe(self, event: RoutingEvent) -> None:
         if event.token_T is not None:
@@ -118,6 +120,7 @@ def test_prefetch_changes_no_bit(
     replay_events(replayed, routing_events(trace))
     assert replayed.log == live.log
     assert again.seen and again.seen == wild.seen[-len(again.seen) :]
+    assert again.resets == sum(event.fresh for event in routing_events(trace)) > 0 and wild.resets >= again.resets
     assert (replayed.hits, replayed.prefetch_hits) == (live.hits, live.prefetch_hits)
 
 
