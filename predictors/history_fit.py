@@ -36,18 +36,22 @@ class TrainedHistory(Trained, History):
         rows, seed = Rows(part, self.horizon), self.schedule.seed
         fit, held = rows.parts(part, self.validation, seed)
         fixed: dict[str, np.ndarray] = {}
+        inputs: list[HiddenRows | np.ndarray] = []
         if "tokens" in self.parts:
-            fixed["vocabulary_V"] = np.unique(part.require("token_ids", f"predictor {self.name}")[fit.numpy()])
+            inputs.append(token_N := part.require("token_ids", f"predictor {self.name}"))
+            fixed["vocabulary_V"] = np.unique(token_N[fit.numpy()])
         if "hidden" in self.parts:
-            last = scaling(HiddenRows(part.require("hidden", f"predictor {self.name}")[:, -1:]), fit)
+            inputs.append(hidden := HiddenRows(part.require("hidden", f"predictor {self.name}"), last=True))
+            last = scaling(hidden, fit)
             fixed["mean_D"], fixed["inverse_D"] = last["mean_LD"][0], last["inverse_LD"][0]
         span, all_speak = self._window()
         if all_speak:
             windows = segments(fit, rows.sequence_N, span), segments(held, rows.sequence_N, span, HELD)
         else:
             windows = tuple(trailing(r, rows.real, rows.sequence_N, span) for r in (fit, held))  # type: ignore[assignment]
+        key = rows.key(self.name, self.params(), inputs, fit, held)
         problem = HistoryProblem(
-            self.name, part, rows, self.parts, windows, span if all_speak else 1, self._states, self.schedule.device,
+            key, part, rows, self.parts, windows, span if all_speak else 1, self._states, self.schedule.device,
             fixed,
         )  # fmt: skip
         generator = torch.Generator().manual_seed(seed)

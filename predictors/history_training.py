@@ -26,18 +26,19 @@ class HistoryProblem:
     merge = staticmethod(whole)
 
     def __init__(
-        self, name: str, trace: Trace, rows: Rows, parts: list[str], windows: tuple[torch.Tensor, torch.Tensor],
+        self, key: str, trace: Trace, rows: Rows, parts: list[str], windows: tuple[torch.Tensor, torch.Tensor],
         speaks: int, states: States, device: str, fixed: dict[str, np.ndarray],
     ) -> None:  # fmt: skip
-        self.rows, self.parts, self.states, self.speaks = rows, parts, states, speaks
+        self.key, self.rows, self.parts, self.states, self.speaks = key, rows, parts, states, speaks
         self._fit_UT, self._held_UT = windows
         self.units = torch.arange(len(self._fit_UT))
         self.device = torch.device(device)
-        self.key = rows.key(name, trace.header.model, parts, tuple(self._fit_UT.shape), int(self._fit_UT.sum()))
-        self._hidden = HiddenRows(trace.hidden[:, -1:]) if "hidden" in parts and trace.hidden is not None else None
+        self._hidden: HiddenRows | None = None
+        if "hidden" in parts:
+            self._hidden = HiddenRows(trace.require("hidden", "history"), last=True)
         self._scaling = [torch.from_numpy(fixed[n]).to(self.device) for n in ("mean_D", "inverse_D") if n in fixed]
         if "tokens" in parts:
-            tokens_N = vocabulary_rows(fixed["vocabulary_V"], trace.require("token_ids", name))
+            tokens_N = vocabulary_rows(fixed["vocabulary_V"], trace.require("token_ids", "history"))
             self._token_N = torch.from_numpy(tokens_N.astype(np.int64))
 
     def to_cpu(self) -> None:

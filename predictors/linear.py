@@ -38,7 +38,9 @@ class Linear(Trained, HiddenPredictor):
 
     def _fit(self, part: Trace, checkpoint: Path | None) -> dict[str, np.ndarray]:
         routers = None if self.model is None else routers_of(self.model, self.schema_)[0]
-        tensors, self.curve_ = train(part, self.horizon, self.validation, self.schedule, checkpoint, routers)
+        tensors, self.curve_ = train(
+            part, self.horizon, self.validation, self.schedule, checkpoint, routers, self.params()
+        )
         return tensors
 
     def _map(self, layer: int) -> tuple[np.ndarray, np.ndarray]:

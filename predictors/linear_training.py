@@ -26,7 +26,7 @@ Teacher = Callable[[torch.Tensor], torch.Tensor]  # row numbers [B] -> what the 
 
 def train(
     trace: Trace, horizon: int, validation: float, schedule: Schedule, checkpoint: Path | None,
-    router_LED: np.ndarray | None = None,
+    router_LED: np.ndarray | None, parameters: dict[str, Any],
 ) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:  # fmt: skip
     """Maps `weight_LHDE` and `bias_LHE` (float32) whose logits less the token's threshold are log-odds of being routed,
     and the learning curve.
@@ -39,6 +39,8 @@ def train(
     4. Ridge and epoch are chosen for each forecast row by recall at width K, mean over layers, on held-out sequences;
        training stops when none gains.
     5. A temperature a map, fitted on the same held-out sequences, turns logits into calibrated chances.
+
+    `parameters`, all of the predictor's, tell its training states from those of others.
     """
     rows = Rows(trace, horizon)
     fit, held = rows.parts(trace, validation, schedule.seed)
@@ -46,7 +48,8 @@ def train(
     white = Whitening(hidden, fit, torch.from_numpy(rows.real))
     teacher, router_LDE = _teacher(trace, rows, hidden, white, fit, router_LED)
     start = _ridge_start(white, rows, fit, held, teacher, router_LDE)
-    problem = _Maps(trace, white, rows, fit, held, schedule.device)
+    key = rows.key("linear", parameters, [hidden], fit, held)
+    problem = _Maps(key, white, rows, fit, held, schedule.device)
     best, curve = descend("linear", start, problem, schedule, checkpoint)
     weight, bias = best["weight"], best["bias"]
     problem.device = torch.device("cpu")
@@ -64,11 +67,10 @@ class _Maps:
     """All maps at once: `weight` [L, D, M] and `bias` [L, 1, M] on whitened inputs; a score for each forecast row."""
 
     def __init__(
-        self, trace: Trace, white: Whitening, rows: Rows, fit: torch.Tensor, held: torch.Tensor, device: str
+        self, key: str, white: Whitening, rows: Rows, fit: torch.Tensor, held: torch.Tensor, device: str
     ) -> None:
-        self.white, self.rows, self.units, self.held = white, rows, fit, held
+        self.key, self.white, self.rows, self.units, self.held = key, white, rows, fit, held
         self.device = torch.device(device)
-        self.key = rows.key("linear", trace.header.model, white.mean_L1D.sum().item(), white.matrix_LDD.sum().item())
 
     def logits(self, parameters: Parameters, rows_B: torch.Tensor) -> torch.Tensor:
         x_LBD = self.white.inputs(rows_B).to(self.device)

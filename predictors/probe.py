@@ -83,7 +83,7 @@ class Probe(Trained, HiddenPredictor):
         tensors = scaling(hidden, fit)
         if self.model is not None:
             tensors["router_LED"], tensors["router_bias_LE"] = routers_of(self.model, self.schema_)
-        problem = _Problem(self, part, rows, hidden, fit, held, tensors)
+        problem = _Problem(self, rows, hidden, fit, held, tensors)
         start = self._start(torch.Generator().manual_seed(self.schedule.seed))
         if self.model is not None:
             start["gain_LH"] = torch.ones(rows.layers, rows.horizon + 1)
@@ -131,12 +131,12 @@ class _Problem:
     merge = staticmethod(whole)
 
     def __init__(
-        self, probe: Probe, trace: Trace, rows: Rows, hidden: HiddenRows, fit: torch.Tensor, held: torch.Tensor,
+        self, probe: Probe, rows: Rows, hidden: HiddenRows, fit: torch.Tensor, held: torch.Tensor,
         tensors: dict[str, np.ndarray],
     ) -> None:  # fmt: skip
         self.probe, self.rows, self.hidden, self.units, self.held = probe, rows, hidden, fit, held
         self.device = torch.device("cpu")  # where temperatures are found; `_fit` descends elsewhere where asked
-        self.key = rows.key(probe.name, trace.header.model, *(float(t.sum()) for t in tensors.values()))
+        self.key = rows.key(probe.name, probe.params(), [hidden], fit, held, *tensors.values())
         self._mean_L1D = torch.from_numpy(tensors["mean_LD"])[:, None]
         self._inverse_L1D = torch.from_numpy(tensors["inverse_LD"])[:, None]
         self._lookahead = _lookahead(tensors, rows) if "router_LED" in tensors else None

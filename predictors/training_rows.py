@@ -5,6 +5,7 @@ next token), D hidden size, E experts, K top-k.
 """
 
 import hashlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,8 @@ from rgpu.traces.split import split
 from rgpu.traces.trace import PADDING, Trace
 
 HELD = 8192  # rows that choices are made on, at most: recall to half a percent
-READ = 2048  # rows read at a time
+READ = 2048  # rows read at a time, fewer where they would take more than
+READ_BYTES = 128 << 20
 
 
 class Rows:
@@ -64,26 +66,47 @@ class Rows:
         kept = kept[np.unique(np.linspace(0, len(kept) - 1, min(HELD, len(kept))).astype(np.int64))]
         return torch.from_numpy(self.real[~held]), torch.from_numpy(kept)
 
-    def key(self, *more: Any) -> str:
-        """Digest of the targets and of `more`, which names the other inputs."""
-        digest = hashlib.sha256(repr(more).encode())
+    def key(self, who: str, parameters: dict[str, Any], inputs: "list[HiddenRows | np.ndarray]", *beside: Any) -> str:
+        """What a training is of: digest of a predictor and all its parameters, of the targets, of every real row of
+        the inputs, read a piece at a time, and of whole arrays beside these."""
+        digest = hashlib.sha256(json.dumps([who, parameters], default=str).encode())
         digest.update(np.ascontiguousarray(self._ids_NLK).tobytes() + self.next_N.numpy().tobytes())
+        for one in inputs:
+            step = one.step if isinstance(one, HiddenRows) else READ
+            for start in range(0, len(self.real), step):
+                rows = self.real[start : start + step]
+                stored = one.stored(rows) if isinstance(one, HiddenRows) else one[rows]
+                digest.update(f"{stored.dtype}{stored.shape}".encode() + np.ascontiguousarray(stored).tobytes())
+        for array in beside:
+            digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
 
-class HiddenRows:
-    """Router inputs by row number, float32 [L, B, D]; `hidden_NLD` may be mapped from disk, and only rows are read."""
+def at_once(bytes_a_row: int) -> int:
+    """Rows worked on together."""
+    return max(1, min(READ, READ_BYTES // max(1, bytes_a_row)))
 
-    def __init__(self, hidden_NLD: np.ndarray) -> None:
-        self._hidden_NLD = hidden_NLD
-        self.layers, self.size = int(hidden_NLD.shape[1]), int(hidden_NLD.shape[2])
+
+class HiddenRows:
+    """Router inputs by row number, float32 [L, B, D]; `hidden_NLD` may be mapped from disk, and only rows are read.
+
+    `last`: of the last layer alone, L being 1. `step`: rows of a piece of `chunks`."""
+
+    def __init__(self, hidden_NLD: np.ndarray, last: bool = False) -> None:
+        self._hidden_NLD, self._layers = hidden_NLD, slice(-1, None) if last else slice(None)
+        self.layers, self.size = 1 if last else int(hidden_NLD.shape[1]), int(hidden_NLD.shape[2])
+        self.step = at_once(4 * self.layers * self.size)
+
+    def stored(self, rows: np.ndarray) -> np.ndarray:
+        """As the trace has them, [B, L, D]."""
+        return self._hidden_NLD[rows, self._layers]
 
     def __call__(self, rows_B: torch.Tensor) -> torch.Tensor:
         sorted_B, back_B = torch.sort(rows_B)  # a disk is read forwards
-        found_BLD = torch.from_numpy(np.ascontiguousarray(self._hidden_NLD[sorted_B.numpy()])).float()
+        found_BLD = torch.from_numpy(np.ascontiguousarray(self.stored(sorted_B.numpy()))).float()
         return found_BLD[torch.argsort(back_B)].transpose(0, 1)
 
     def chunks(self, rows: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(row numbers, their inputs) a piece at a time."""
-        for rows_B in rows.split(READ):
+        for rows_B in rows.split(self.step):
             yield rows_B, self(rows_B)
