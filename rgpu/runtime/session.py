@@ -21,6 +21,7 @@ from rgpu.replay.controller import Controller
 from rgpu.runtime.architecture import Architecture, read_architecture
 from rgpu.runtime.compute import Kernel, event_compute, no_kernel
 from rgpu.runtime.device_executor import DeviceExecutor
+from rgpu.runtime.devices import device_of
 from rgpu.runtime.executor import CPU, FETCH, SPLIT, ZERO_COPY, PoolExecutor
 from rgpu.runtime.loading import load_dense, load_tokenizer
 from rgpu.runtime.lossy import Lossy
@@ -289,17 +290,6 @@ class OffloadSession:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def device_of(name: str) -> torch.device:
-    """The device by name; `InputError` for one that rgpu does not run on or that is not there."""
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise InputError(f"device: got {name!r}; expected cpu or cuda")
-    if name != "cpu" and not torch.cuda.is_available():
-        raise InputError(
-            f"device: got {name!r}, and torch {torch.__version__} finds no GPU; expected one; set device=cpu"
-        )
-    return torch.device(name)
 
 
 def sample_event(shape: MoEShape, hidden: bool) -> RoutingEvent:
