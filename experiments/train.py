@@ -18,7 +18,7 @@ from rgpu.experiments.study.predictor_cost import cost_of
 from rgpu.replay.prediction import evaluate
 from rgpu.replay.scores import over_layers
 from rgpu.results.provenance import write_atomic
-from rgpu.traces.split import Split, split
+from rgpu.traces.split import Split, origins, sharing, split
 from rgpu.traces.storage import load_trace
 from rgpu.traces.trace import Trace
 
@@ -52,15 +52,14 @@ def train(
 
 
 def unseen(trace: Trace, parts: Split, other: Trace, path: str) -> Trace:
-    """Sequences of `other` whose documents calibrate nothing in `trace`; `InputError` where none is left."""
-    seen = {_document(trace, s) for s in parts.calibration} - {""}
-    kept = [s for s in range(other.sequences) if _document(other, s) not in seen]
-    if not kept:
+    """Sequences of `other` that share no document or content with what calibrates in `trace`; `InputError` without any."""
+    kept = np.flatnonzero(~sharing(other, origins(trace.select(parts.calibration))))
+    if not len(kept):
         raise InputError(
             f"cannot score on {path}: got only documents that were trained on; expected others; "
             "record other prompts or change split.seed"
         )
-    return other.select(np.array(kept, np.int64))
+    return other.select(kept)
 
 
 def regime(trace: Trace) -> str:
@@ -125,11 +124,6 @@ def summary(rows: list[dict[str, Any]], top_k: int) -> dict[str, Any]:
         "recall_by_width": {r["width"]: r["value"] for r in pooled if r["metric"] == "recall" and r["horizon"] == 1},
         "recall_by_layer": by_layer,
     }
-
-
-def _document(trace: Trace, sequence: int) -> str:
-    metas = trace.header.sequences
-    return str(metas[sequence].get("document", "")) if metas else ""
 
 
 def _by_distance(predictor: Any, cfg: DictConfig, calibrating: Trace, width: int) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from rgpu.replay.prediction import evaluate
 from rgpu.replay.scores import Row, calibration_statistic, over_layers, ratio
 from rgpu.results.rows import Context
 from rgpu.results.statistics import Interval, bootstrap, interval_of, paired_difference
+from rgpu.traces.split import documents_of, origins, sharing
 from rgpu.traces.trace import Trace
 
 METRICS: dict[str, tuple[str, str]] = {  # of `evaluate`: (metric, unit) of result rows (docs/results.md)
@@ -116,28 +117,26 @@ def around_switches(
     predictor: Any, trace: Trace, calibrating: Trace, horizons: int, widths: Sequence[int] | None = None
 ) -> tuple[list[Row], list[str]]:
     """(rows by cell over all layers, documents that were left out because the predictor was fitted on them)."""
-    known = _documents(calibrating, range(calibrating.sequences))
-    free = [s for s in range(trace.sequences) if not _documents(trace, [s]) & known]
-    if not free:
+    part, cells_N, left = unseen_switches(trace, calibrating)
+    return over_layers(evaluate(predictor, part, widths, horizons, cells_N=cells_N)), left
+
+
+def unseen_switches(trace: Trace, calibrating: Trace) -> tuple[Trace, np.ndarray, list[str]]:
+    """(sequences that share no document or content with what calibrates, `switch_cells` of their tokens, documents that both
+    traces name); `InputError` where nothing is left, or no switch."""
+    known = origins(calibrating)
+    free = np.flatnonzero(~sharing(trace, known))
+    if not len(free):
         raise InputError(
             "switches: got no text that shares nothing with the calibration half; expected some; use another"
         )
-    part = trace.select(np.array(free))
+    part = trace.select(free)
     cells_N = switch_cells(part)
     if (cells_N < 0).all():
         raise InputError(
             "switches: got a trace whose header names no topic switch; expected reference_switch or one like it"
         )
-    rows = over_layers(evaluate(predictor, part, widths, horizons, cells_N=cells_N))
-    return rows, sorted(_documents(trace, range(trace.sequences)) & known)
-
-
-def _documents(trace: Trace, which: Sequence[int] | range) -> set[str]:
-    found: set[str] = set()
-    for s in which:
-        said = (trace.header.sequences[s] if trace.header.sequences else {}).get("document", [])
-        found |= {str(d) for d in (said if isinstance(said, list | tuple) else [said])}
-    return found
+    return part, cells_N, sorted({d for meta in trace.header.sequences for d in documents_of(meta)} & known)
 
 
 def summary(rows: Sequence[Row], width: int, experts: int, top_k: int, bins: bool = False) -> dict[str, Any]:

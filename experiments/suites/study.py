@@ -24,7 +24,7 @@ from rgpu.policies.policy import Policy
 from rgpu.results.derive import CEILINGS, derive, kinds_of
 from rgpu.results.provenance import config_hash, manifest, stamp, write_manifest
 from rgpu.results.rows import Context, append, read
-from rgpu.traces.split import split
+from rgpu.traces.split import origins, sharing, split
 from rgpu.traces.storage import load_trace
 from rgpu.traces.trace import Trace
 
@@ -105,13 +105,12 @@ class Study:
     def switch_rows(self, calibrating: Trace) -> Any:
         """Topic switches; what calibrates is disjoint from their documents."""
         trace = self.shipped("reference_switch")
-        used = {d for s in trace.header.sequences for d in s["document"]}
-        free = [i for i, s in enumerate(calibrating.header.sequences) if s["document"] not in used]
+        free = np.flatnonzero(~sharing(calibrating, origins(trace)))
         source = "rgpu reference model reading held-out text token by token (not on-policy)"
         context = self.context(trace, "reference", source)
         slots = max(2, round(self.cfg.share * trace.header.num_experts))
         chosen = list(self.policies.values())
-        calibration = calibrating.select(np.array(free))
+        calibration = calibrating.select(free)
         return self.stages.rows("switch", lambda: replaying.topic_switches(context, trace, calibration, chosen, slots))
 
 

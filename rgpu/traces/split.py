@@ -58,7 +58,8 @@ def split(trace: Trace, calibration: float = 0.5, seed: int = 0) -> Split:
     return Split(np.asarray(left, np.int64), np.asarray(right, np.int64), digest)
 
 
-def _documents(meta: dict[str, Any], sequence: int) -> list[str]:
+def documents_of(meta: dict[str, Any]) -> list[str]:
+    """Source documents that a sequence's header names: `document`, one or a list, else dataset and row; [] for none."""
     document = meta.get("document")
     if isinstance(document, list | tuple) and document:
         return [str(part) for part in document]
@@ -66,7 +67,35 @@ def _documents(meta: dict[str, Any], sequence: int) -> list[str]:
         return [str(document)]
     if "dataset" in meta and "row_index" in meta:
         return [f"{meta['dataset']}/{meta['row_index']}"]
-    return [f"sequence {sequence}"]
+    return []
+
+
+def origins(trace: Trace) -> set[str]:
+    """What its sequences can be known again by in any trace: their documents, and hashes of their tokens and routing."""
+    return set[str]().union(*_origins(trace))
+
+
+def sharing(trace: Trace, known: set[str]) -> np.ndarray:
+    """bool [S]: whether a sequence shares an origin with `known`, the `origins` of other traces."""
+    return np.array([not own.isdisjoint(known) for own in _origins(trace)], bool)
+
+
+def _origins(trace: Trace) -> list[set[str]]:
+    metas = trace.header.sequences or [{}] * trace.sequences
+    contents = {"tokens": trace.token_ids, "experts": trace.expert_ids}
+    found = [set(documents_of(meta)) for meta in metas]
+    for s, own in enumerate(found):
+        rows = slice(trace.seq_offsets[s], trace.seq_offsets[s + 1])
+        own |= {f"{name} sha256:{_digest(array[rows])}" for name, array in contents.items() if array is not None}
+    return found
+
+
+def _documents(meta: dict[str, Any], sequence: int) -> list[str]:
+    return documents_of(meta) or [f"sequence {sequence}"]
+
+
+def _digest(rows: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest()
 
 
 def _groups(trace: Trace) -> list[int]:
@@ -83,8 +112,8 @@ def _groups(trace: Trace) -> list[int]:
     content = trace.expert_ids if trace.token_ids is None else trace.token_ids
     first: dict[str, int] = {}
     for s in range(trace.sequences):
-        rows = np.ascontiguousarray(content[trace.seq_offsets[s] : trace.seq_offsets[s + 1]])
-        for key in [*_documents(metas[s], s), "sha256:" + hashlib.sha256(rows.data).hexdigest()]:
+        rows = content[trace.seq_offsets[s] : trace.seq_offsets[s + 1]]
+        for key in [*_documents(metas[s], s), "sha256:" + _digest(rows)]:
             a, b = root(first.setdefault(key, s)), root(s)
             parent[max(a, b)] = min(a, b)
     return [root(s) for s in range(trace.sequences)]

@@ -5,7 +5,6 @@ Hidden states are read back from the recorded text (`hidden.py`); texts that cha
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from rgpu.experiments.loading import load_model
 from rgpu.experiments.suites.claim.hidden import with_hidden
 from rgpu.experiments.suites.claim.texts import read_texts, switch_texts, texts
 from rgpu.results.statistics import MIN_CLUSTERS
-from rgpu.traces.split import split
+from rgpu.traces.split import documents_of, split
 from rgpu.traces.storage import load_trace
 from rgpu.traces.trace import Trace
 
@@ -66,7 +65,7 @@ def gather(model_folder: str, traces: str, shared: str, sequences: int | None, h
     parts = split(recorded)
     if not len(parts.calibration) or not len(parts.scored):
         raise InputError("trace reference: got too few documents to calibrate on some and score others; record more")
-    free = {d for i in parts.scored for d in _documents(recorded.header.sequences[i])}
+    free = {d for i in parts.scored for d in documents_of(recorded.header.sequences[i])}
     few = np.sort(np.concatenate([parts.calibration[:sequences], parts.scored[:sequences]]))
     whole, agreement = with_hidden(model, model_folder, recorded.select(few))
     source = "rgpu reference model, sampled continuations of held-out prompts; hidden states read back from the text"
@@ -92,8 +91,3 @@ def gather(model_folder: str, traces: str, shared: str, sequences: int | None, h
             trace,
         )
     return Inputs(reference, switch, routing)
-
-
-def _documents(meta: dict[str, Any]) -> list[str]:
-    named = meta["document"]
-    return list(named) if isinstance(named, list | tuple) else [named]

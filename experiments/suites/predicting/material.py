@@ -21,6 +21,7 @@ from rgpu.experiments.record import record
 from rgpu.experiments.suites.published.subjects import GPT_OSS, Subject, halves
 from rgpu.quant.int4 import Int4
 from rgpu.traces.moe_layers import moe_layers
+from rgpu.traces.split import origins, sharing
 from rgpu.traces.storage import load_trace
 from rgpu.traces.trace import DECODE, PROMPT, Trace
 
@@ -52,9 +53,7 @@ def gather(cfg: DictConfig, folder: Path) -> tuple[list[Material], list[str]]:
     whole = load_trace(source)
     if cfg.quick:
         part = halves("reference", "", whole, QUICK_SEQUENCES)
-        documents = {_document(m) for t in (part.calibration, part.scored) for m in t.header.sequences}
-        kept = [s for s, m in enumerate(whole.header.sequences) if _document(m) in documents]
-        whole = window(whole.select(np.array(kept)), 0, QUICK_TOKENS)
+        whole = window(only(whole, documents(part.calibration) | documents(part.scored)), 0, QUICK_TOKENS)
     model, tokenizer = load_model(cfg.model)
     reader = Reader(model, tokenizer, folder)
     forced = read_again(reader, whole, "reference")
@@ -137,23 +136,16 @@ def window(trace: Trace, first: int, last: int) -> Trace:
     return Trace(header=header, seq_offsets=offsets, **arrays)
 
 
-def without(trace: Trace, documents: set[str]) -> Trace:
-    """Sequences that come from none of the documents."""
-    return trace.select(
-        np.array([s for s, m in enumerate(trace.header.sequences) if _document(m) not in documents], np.int64)
-    )
+def without(trace: Trace, known: set[str]) -> Trace:
+    """Sequences that share no document or content with `known`, the `documents` of other traces."""
+    return trace.select(np.flatnonzero(~sharing(trace, known)))
 
 
-def only(trace: Trace, documents: set[str]) -> Trace:
-    """Sequences that come from one of the documents."""
-    return trace.select(
-        np.array([s for s, m in enumerate(trace.header.sequences) if _document(m) in documents], np.int64)
-    )
+def only(trace: Trace, known: set[str]) -> Trace:
+    """Sequences that share a document or their content with `known`."""
+    return trace.select(np.flatnonzero(sharing(trace, known)))
 
 
 def documents(trace: Trace) -> set[str]:
-    return {_document(m) for m in trace.header.sequences}
-
-
-def _document(meta: dict[str, Any]) -> str:
-    return str(meta.get("document", ""))
+    """What the trace's sequences can be known again by elsewhere (`origins`)."""
+    return origins(trace)

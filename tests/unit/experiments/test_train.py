@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,6 +50,26 @@ def test_another_trace_is_scored_without_documents_trained_on(tmp_path: Path) ->
     assert len(rows[0]["denominators"]) == left.sequences
     with pytest.raises(InputError, match="documents that were trained on"):
         unseen(trace, parts, other.select(np.asarray(parts.calibration)), "other")
+
+
+@pytest.mark.parametrize(
+    ("told", "again"),
+    [
+        ({"document": ["d{s}"]}, {"document": ["d{s}", "extra {s}"]}),
+        ({"dataset": "made", "row_index": "{s}"}, {"dataset": "made", "row_index": "{s}"}),
+        ({}, {}),
+    ],
+)
+def test_a_document_is_known_again_however_it_is_named(told: dict[str, Any], again: dict[str, Any]) -> None:
+    trace = learnable_trace()
+    other = learnable_trace(seed=1) if told else learnable_trace()  # without names, by its tokens
+    for made, meta in ((trace, told), (other, again)):
+        text = json.dumps(meta)
+        made.header.sequences = [json.loads(text.replace("{s}", str(s))) for s in range(made.sequences)]
+    parts = split(trace)
+    left = unseen(trace, parts, other, "other")
+    assert left.sequences == len(parts.scored) == 3
+    assert np.array_equal(left.expert_ids, other.select(parts.scored).expert_ids)
 
 
 def test_a_users_predictor_is_one_class_and_one_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rgpu.errors import InputError
-from rgpu.traces.split import split
+from rgpu.traces.split import origins, sharing, split
 from rgpu.traces.trace import Trace
 
 settings.register_profile("fixtures", suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -65,6 +65,26 @@ def test_dataset_and_row_name_a_document(make_trace: Callable[..., Trace]) -> No
     trace.header.sequences = [{"dataset": "d", "row_index": s // 3} for s in range(6)]
     made = split(trace)
     assert {tuple(made.calibration), tuple(made.scored)} == {(0, 1, 2), (3, 4, 5)}
+
+
+def test_sequences_are_known_again_in_another_trace(make_trace: Callable[..., Trace]) -> None:
+    trace, other = make_trace(lengths=(3,) * 4), make_trace(lengths=(3,) * 4, seed=1)
+    assert other.token_ids is not None and trace.token_ids is not None
+    other.token_ids[:] = 100 + np.arange(12)
+    for told, again, shared in (
+        ({"document": "d0"}, {"document": ["x", "d0"]}, True),
+        ({"document": ["d0", "x"]}, {"document": ["d0", "extra"]}, True),
+        ({"dataset": "d", "row_index": 4}, {"dataset": "d", "row_index": 4}, True),
+        ({"dataset": "d", "row_index": 4}, {"document": "d/4"}, True),
+        ({"dataset": "d", "row_index": 4}, {"dataset": "d", "row_index": 5}, False),
+        ({}, {}, False),
+    ):
+        trace.header.sequences, other.header.sequences = [told, {}, {}, {}], [{}, again, {}, {}]
+        assert sharing(other, origins(trace)).tolist() == [False, shared, False, False]
+    other.token_ids[6:9] = trace.token_ids[0:3]
+    assert sharing(other, origins(trace)).tolist() == [False, False, True, False]
+    trace.token_ids = None
+    assert not sharing(other, origins(trace)).any() and sharing(trace, origins(trace)).all()
 
 
 def test_share_out_of_range(make_trace: Callable[..., Trace]) -> None:
