@@ -92,9 +92,11 @@ def _sides(context: Context) -> Iterator[pa.Table]:
                     own = at.at(case=group, predictor=name, baseline=trained, domain=tested)
                     for horizon in (1, 3):
                         value = 0.8 - 0.1 * (trained != tested) - 0.05 * horizon
-                        yield own.rows("recall", "share", value, horizon=horizon, **_spread(value))
+                        yield own.rows("recall", "share", value, horizon=horizon, count=9, **_spread(value))
                         if trained != tested:
-                            yield own.rows("recall_difference", "share", -0.1, horizon=horizon, **_spread(-0.1))
+                            yield own.rows(
+                                "recall_difference", "share", -0.1, horizon=horizon, verdict="worse", **_spread(-0.1)
+                            )
 
 
 def _around(context: Context) -> Iterator[pa.Table]:

@@ -11,7 +11,8 @@ TITLE = "Predictors: the accuracy that is none"
 ORDER = 402
 GUIDE = (
     "The same forecasts, one layer ahead, k named, scored two ways over their recall. Accuracy over all experts starts at the "
-    "dotted line, which naming nothing reaches; exact match asks for all k at once."
+    "dotted line, which naming nothing reaches; exact match asks for all k at once. "
+    "Dashed: an accuracy published without the recall that it goes with."
 )
 PANELS = (("accuracy", "accuracy over all experts"), ("exact_match", "exact match"))
 
@@ -29,7 +30,10 @@ def draw(table: pd.DataFrame, figure: Figure) -> None:
             )
             axis.vlines(x, marks.numbers(part["lo"]), marks.numbers(part["hi"]), color=look["color"], linewidth=1.2)
         found = said[said["metric"] == metric]
-        marks.mark(axis, found["x"], found["value"], label="published")
+        placed = found["x"].notna()
+        marks.mark(axis, found[placed]["x"], found[placed]["value"], label="published")
+        for value in found[~placed]["value"]:
+            marks.line(axis, value, "published without its recall")
         axis.plot([0, 1], [0, 1], color="#c5c9d0", linewidth=1)
         axis.set(xlabel="recall, k named", ylabel=label, xlim=(0, 1.02), ylim=(0, 1.02))
         style.percent(axis.xaxis)

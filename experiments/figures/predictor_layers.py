@@ -34,13 +34,9 @@ def draw(table: pd.DataFrame, figure: Figure) -> None:
             )
         found = said[(said["metric"] == "recall") & (said["case"] == case)]
         for value in found["value"]:
-            second.axhline(
-                float(value),
-                color=marks.LOOK["color"],
-                linestyle=(0, (2, 2)),
-                linewidth=1.2,
-                label="published, mean over layers",
-            )
+            marks.line(second, value, "published, k named, mean over layers")
+    for value in said[(said["metric"] == "recall") & (said["case"] == "wider by confidence")]["value"]:
+        marks.line(second, value, "published, wider set of unstated size", linestyle=":")
     cosine = own[own["metric"] == "hidden_cosine"]
     for i, (distance, part) in enumerate(cosine.groupby("horizon")):
         part = part.sort_values("layer")

@@ -111,7 +111,7 @@ def unpublished(figure: dict[str, Any]) -> dict[str, Any]:
         if "why" not in entry:
             entry.pop("lacks", None)
             entry["status"] = figure["by_trace"][trace] = UNPUBLISHED
-    return figure | {"status": UNPUBLISHED}
+    return figure | {"status": UNPUBLISHED if UNPUBLISHED in figure["by_trace"].values() else NOT_TESTABLE}
 
 
 HOW = (

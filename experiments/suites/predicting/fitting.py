@@ -21,7 +21,7 @@ from rgpu.traces.trace import Trace
 
 FOLDER = Path(rgpu.conf.__file__).parent / "predictor"
 HORIZON = 4
-QUICK = {"epochs": 2}  # of those that train
+QUICK = {"epochs": 2, "trees": 6}  # of those that train
 
 
 def names() -> list[str]:

@@ -97,12 +97,13 @@ class Reader:
 
 
 def read_again(reader: Reader, trace: Trace, name: str, quantisation: str = "none") -> Trace:
-    """The tokens of a batch-1 trace read, in the passes of the trace."""
+    """The tokens of a batch-1 trace read, in the passes of the trace. A model rounded to `quantisation` did not write them."""
     tokens = trace.require("token_ids", "reading a trace again")
     spans = zip(trace.seq_offsets[:-1], trace.seq_offsets[1:], trace.header.sequences, strict=True)
     prompts = [Prompt(tuple(int(t) for t in tokens[a:b]), dict(meta)) for a, b, meta in spans]
     made = reader.read(prompts, name)
-    made.header.on_policy, made.header.quantisation = trace.header.on_policy, quantisation
+    made.header.on_policy = trace.header.on_policy and quantisation == trace.header.quantisation
+    made.header.quantisation = quantisation
     return replace(made, passes=trace.passes, phase=trace.phase)
 
 

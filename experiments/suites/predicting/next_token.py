@@ -1,13 +1,14 @@
 """How predictable the next token's experts are from routed ids, from hidden states, from both, and once the token is known.
 
-Reports contradict: 0.10 to 0.15 from the hidden state (Qwen3.8-Flash-Next), over 0.9 from routing history with a state-space
-model (SeqMoE, 11 named of k = 8). Here every source gets the same learner, a ridge regression onto what is routed in every
-layer one token later, its penalty chosen on documents held out of the calibration half.
+Reports contradict: 0.10 to 0.15 from the hidden state (Qwen3.8-Flash-Next, second hand), over 0.9 from routing history with a
+state-space model (SeqMoE, arXiv 2609.12978, 11 named of k = 8). Here every source gets the same learner, a ridge regression
+onto what is routed in every layer one token later, its penalty chosen on documents held out of the calibration half.
 
 Legend: N tokens, L MoE layers, E experts, K top-k, D hidden size, F features, M = L * E targets, S sequences.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -21,18 +22,20 @@ from rgpu.experiments.suites.published.record import About, Criterion, near, not
 from rgpu.experiments.suites.published.values import published
 from rgpu.results.rows import Context
 from rgpu.traces import stats
+from rgpu.traces.split import split
 from rgpu.traces.trace import DECODE, Trace
 
 ABOUT = About(
     "next_token",
     "predictor_next_token",
     "Recall of the next token's experts by what it is forecast from",
-    "SeqMoE (over 0.9, 11 named of k = 8); a report on Qwen3.8-Flash-Next (0.10 to 0.15)",
+    "SeqMoE, arXiv 2609.12978 (over 0.9, 11 named of k = 8); a report on Qwen3.8-Flash-Next, second hand (0.10 to 0.15)",
     "all layers of the next token, forecast when the last layer of this one has been routed, k named and 11/8 of k",
     "other model and text; a ridge regression on each source, where theirs are a state-space model and an unnamed probe",
 )
 PENALTIES = (1e1, 1e2, 1e3, 1e4, 1e5)  # on standardised features
 KEEP = (0.75, 0.95)  # of the running means of past routing, a token
+HELD = 0.2  # of the documents, for the choice of the penalty
 ROWS = 12_000  # that a regression is fitted on at most
 HISTORY, HIDDEN, ALL_HIDDEN, BOTH = "routed ids", "hidden state", "hidden states of all layers", "ids and hidden states"
 NUMBER, POPULAR, PREVIOUS = "the next token's number", "popularity", "previous token"
@@ -83,15 +86,15 @@ def sources(trace: Trace) -> dict[str, np.ndarray]:
     return found
 
 
-def ridge(x_NF: np.ndarray, y_NM: np.ndarray, owner_N: np.ndarray, recall: Callable[[np.ndarray, np.ndarray], float]
+def ridge(x_NF: np.ndarray, y_NM: np.ndarray, held_N: np.ndarray, recall: Callable[[np.ndarray, np.ndarray], float]
 ) -> Callable[[np.ndarray], np.ndarray]:  # fmt: skip
-    """Scores from features, fitted with the penalty that `recall(scores, y)` likes best on the last fifth of the sequences."""
-    mean_F, std_F = x_NF.mean(0), x_NF.std(0) + 1e-6
-    held = owner_N >= np.quantile(np.unique(owner_N), 0.8)
+    """Scores from features, fitted on all rows. The penalty is the one that `recall(scores, y)` likes best on held-out rows
+    (bool [N]) when the others alone are fitted; the first where none or all are held out."""
 
-    def solved(rows: np.ndarray, penalties: tuple[float, ...]) -> list[np.ndarray]:
+    def solved(rows: np.ndarray, penalties: tuple[float, ...]) -> list[Callable[[np.ndarray], np.ndarray]]:
+        mean_F, std_F, centre_M = x_NF[rows].mean(0), x_NF[rows].std(0) + 1e-6, y_NM[rows].mean(0)
         z_NF = (x_NF[rows] - mean_F) / std_F
-        y_RM = y_NM[rows] - y_NM[rows].mean(0)
+        y_RM = y_NM[rows] - centre_M
         few = (
             len(z_NF) < z_NF.shape[1]
         )  # then the Gram matrix of the rows is the smaller one, and gives the same weights
@@ -99,17 +102,18 @@ def ridge(x_NF: np.ndarray, y_NM: np.ndarray, owner_N: np.ndarray, recall: Calla
         value, vector = np.linalg.eigh(gram)
         turned = vector.T @ (y_RM if few else z_NF.T @ y_RM).astype(np.float64)
         made = [vector @ (turned / (np.maximum(value, 0) + p)[:, None]) for p in penalties]
-        return [z_NF.T.astype(np.float64) @ m for m in made] if few else made
+        weights = [(z_NF.T.astype(np.float64) @ m if few else m).astype(np.float32) for m in made]
+
+        def scores(weight_FM: np.ndarray, x: np.ndarray) -> np.ndarray:
+            return np.asarray(((x - mean_F) / std_F) @ weight_FM + centre_M)
+
+        return [partial(scores, weight_FM) for weight_FM in weights]
 
     best = PENALTIES[0]
-    if held.any() and not held.all():
-        z_NF = (x_NF[held] - mean_F) / std_F
-        centre_M = y_NM[~held].mean(0)
-        tried = [recall(z_NF @ w_FM.astype(np.float32) + centre_M, y_NM[held]) for w_FM in solved(~held, PENALTIES)]
+    if held_N.any() and not held_N.all():
+        tried = [recall(fitted(x_NF[held_N]), y_NM[held_N]) for fitted in solved(~held_N, PENALTIES)]
         best = PENALTIES[int(np.argmax(tried))]
-    (weight_FM,) = solved(np.ones(len(x_NF), bool), (best,))
-    weight_FM, centre_M = weight_FM.astype(np.float32), y_NM.mean(0)
-    return lambda x: ((x - mean_F) / std_F) @ weight_FM + centre_M
+    return solved(np.ones(len(x_NF), bool), (best,))[0]
 
 
 def hits(score_NM: np.ndarray, hot_NM: np.ndarray, experts: int, width: int) -> np.ndarray:
@@ -146,8 +150,9 @@ def rows(bench: Bench, material: Material) -> list[pa.Table]:
     measured(POPULAR, np.tile(popular_M, (len(at_scored), 1)))
     measured(PREVIOUS, popular_M + hot_scored[at_scored])
     features, own = sources(known), sources(scored)
+    held_N = ~np.isin(clusters(known)[at_known], split(known, 1 - HELD).calibration)
     for name in features:
-        fitted = ridge(features[name][at_known], target_known, clusters(known)[at_known], recall)
+        fitted = ridge(features[name][at_known], target_known, held_N, recall)
         measured(name, fitted(own[name][at_scored]))
     if known.token_ids is not None and scored.token_ids is not None:
         seen, uses_VLE = token_table(known)

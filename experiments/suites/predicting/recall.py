@@ -51,7 +51,7 @@ def judge(found: pd.DataFrame) -> list[Criterion]:
         p: bool(wide[wide["predictor"] == p].sort_values("width")["value"].astype(float).is_monotonic_increasing)
         for p in here
     }
-    criteria = [shape("naming more experts never loses recall", all(grows.values()), grows)]
+    criteria = [note("naming more experts never loses recall (it cannot)", all(grows.values()), grows)]
     if "gate_lookahead" in here:
         at = by_horizon(found, "gate_lookahead")
         falls = [at[h] > at[h + 1] for h in range(1, max(at))]

@@ -49,6 +49,11 @@ def mark(axis: Axes, x: Any, y: Any, marker: str = "o", label: str = "published"
     axis.plot([float(v) for v in x], [float(v) for v in y], marker=marker, label=label, **{**LOOK, **look})
 
 
+def line(axis: Axes, value: Any, label: str, linestyle: Any = (0, (2, 2))) -> None:
+    """A published value that has no place along the axis."""
+    axis.axhline(float(value), color=LOOK["color"], linestyle=linestyle, linewidth=1.2, label=label)
+
+
 def footer(figure: Figure, own: pd.DataFrame, said: pd.DataFrame, note: str = "") -> None:
     """The caption of what was computed, and the sources of the published markers."""
     sources = sorted(set(said["source"].astype(str)))

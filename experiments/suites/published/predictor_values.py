@@ -13,8 +13,8 @@ COLIBRI = "JustVugg/colibri"
 BEYOND = "MoE-Beyond, arXiv 2508.17137"
 SPEC = "SpecPrefetch, arXiv 2607.24787"
 SPEQ = "MoE-SpeQ, arXiv 2511.14102"
-SEQ = "SeqMoE"
-FLASH = "predictor report on Qwen3.8-Flash-Next"
+SEQ = "SeqMoE, arXiv 2609.12978"
+FLASH = "a report on Qwen3.8-Flash-Next, second hand: its address is not known"
 
 
 def _at(figure: str, metric: str, value: float, source: str, about: str, unit: str = "share", **columns: Any) -> Value:
@@ -54,13 +54,21 @@ def _layers() -> list[Value]:
     ]
     fate = "DeepSeek-V2-Lite, mean over layers"
     out.append(_at("layers", "recall", 0.7879, FATE, f"{fate}, width k", horizon=1, case="width k"))
-    out.append(_at("layers", "recall", 0.9715, FATE, f"{fate}, wider by confidence", horizon=1, case="width 2 k"))
+    out.append(
+        _at("layers", "recall", 0.9715, FATE, f"{fate}, wider by confidence", horizon=1, case="wider by confidence")
+    )
     return out
 
 
 def _accuracy() -> list[Value]:
     return [
-        _at("accuracy", "accuracy", 0.975, BEYOND, "DeepSeek-V2-Lite, accuracy over 64 experts at F1 0.866", x=0.866),
+        _at(
+            "accuracy",
+            "accuracy",
+            0.975,
+            BEYOND,
+            "DeepSeek-V2-Lite, accuracy over 64 experts; no recall stated, F1 0.866",
+        ),
         _at("accuracy", "exact_match", 0.465, SPEC, "DeepSeek-VL2-tiny, exact match at recall 0.896", x=0.896),
         _at("accuracy", "exact_match", 0.441, SPEQ, "int4 self-draft, exact match at slot recall 0.909", x=0.909),
     ]
