@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 
 from rgpu.kernels.linear_forecast import linear_forecast
-from rgpu.predictors.base import Schema
 from rgpu.predictors.gate_lookahead import GateLookahead
 from rgpu.predictors.hidden import HiddenPredictor
 from rgpu.predictors.linear import Linear
 from rgpu.predictors.low_rank import LowRank
 from rgpu.predictors.mlp import Mlp
 from rgpu.predictors.probe import Probe
+from rgpu.predictors.schema import Schema
 from rgpu.results.provenance import stamp
 from rgpu.traces.trace import DECODE, Trace, TraceHeader
 from rgpu.types import RoutingEvent

@@ -8,7 +8,7 @@ from rgpu.errors import InputError
 from rgpu.experiments.built import built
 from rgpu.experiments.command import command
 from rgpu.experiments.inputs import allocated, make_policy, open_trace, pool_of, scored_parts
-from rgpu.experiments.study.predicted_replay import must_fit, predictor_of, prefetched
+from rgpu.experiments.study.predicted_replay import must_fit, predictor_of, prefetched, unseen_by
 from rgpu.experiments.study.timing import evaluated, plain, profile_named, time_section
 from rgpu.hardware import HardwareProfile, profile_of
 from rgpu.policies.belady import Belady
@@ -30,6 +30,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     allocator = built(cfg.allocator, "allocator")
     needed = policy.traits.calibration or not isinstance(allocator, Uniform) or must_fit(predictor)
     calibration, scored, digest = scored_parts(trace, cfg.calibration.share, needed)
+    whole = scored
+    if cfg.calibration.predictor is not None:
+        scored = unseen_by(predictor, whole)
+    left_out = whole.sequences - scored.sequences
     profile = profile_of_run(cfg)
     scored, accepted = evaluated(scored, cfg.speculative, cfg.seed)
     pool = allocated(pool_of(cfg.pool, trace.shape), allocator, calibration, trace.shape)
@@ -47,6 +51,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         )
     else:
         result, section = prefetched(cfg, policy, pool, predictor, scored, calibration)
+        section["prefetch"]["left_out"] = left_out
     check_decisions(policy, result)
     if cfg.log is not None:
         assert result.decisions is not None

@@ -8,7 +8,7 @@ import importlib
 import inspect
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
@@ -19,30 +19,13 @@ from safetensors.numpy import load_file, save_file
 
 from rgpu.contracts import Forecast
 from rgpu.errors import InputError
+from rgpu.predictors.schema import Schema
 from rgpu.traces.split import Split
 from rgpu.traces.trace import DECODE, PADDING, Trace
 from rgpu.types import MoEShape, RoutingEvent
 
 FORMAT = "rgpu-predictor-1"
 FIRST = np.zeros(1, np.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class Schema:
-    """What a fitted predictor was fitted on, hence what it may be used on. `hidden` 0: hidden states are not read.
-
-    `on_policy`: whether the model wrote the text it was fitted on, or read it (teacher-forced); None: no text.
-    """
-
-    model: str
-    revision: str
-    layers: int
-    experts: int
-    top_k: int
-    hidden: int = 0
-    trace_checksum: str = ""
-    split_digest: str = ""
-    on_policy: bool | None = None
 
 
 class BasePredictor:
@@ -80,18 +63,8 @@ class BasePredictor:
             raise InputError(
                 f"cannot fit {self.name}: got no calibration tokens; expected at least one; use more sequences"
             )
-        header, shape = trace.header, trace.shape
-        self.schema_ = Schema(
-            model=header.model,
-            revision=header.revision,
-            layers=shape.layers,
-            experts=shape.experts,
-            top_k=shape.top_k,
-            hidden=shape.hidden if "hidden" in self.needs else 0,
-            trace_checksum=header.checksum or trace.checksum(),
-            split_digest="" if split is None else split.digest,
-            on_policy=header.on_policy,
-        )
+        digest = "" if split is None else split.digest
+        self.schema_ = Schema.of(trace, part, hidden="hidden" in self.needs, split_digest=digest)
         self.tensors_: dict[str, np.ndarray] = self._fit(part, checkpoint)
         self.reset()
         return self
@@ -196,28 +169,9 @@ class BasePredictor:
         return predictor
 
     def check(self, expect: Trace | MoEShape) -> Self:
-        """`InputError` unless this predictor was fitted on that model: shape, and for a trace its revision or name.
-
-        Revisions are compared where both are known, else the last part of the model names.
-        """
+        """`InputError` unless this predictor was fitted on that model: shape, and for a trace its revision or name."""
         self._fitted()
-        own = self.schema_
-        shape = expect.shape if isinstance(expect, Trace) else expect
-        got = {"layers": own.layers, "experts": own.experts, "top-k": own.top_k}
-        want = {"layers": shape.layers, "experts": shape.experts, "top-k": shape.top_k}
-        if own.hidden and shape.hidden:
-            got["hidden"], want["hidden"] = own.hidden, shape.hidden
-        wrong = [f"{key} {got[key]} instead of {want[key]}" for key in got if got[key] != want[key]]
-        if isinstance(expect, Trace) and not wrong:
-            header = expect.header
-            if own.revision and header.revision:
-                same = own.revision == header.revision
-            else:
-                same = Path(own.model).name == Path(header.model).name
-            if not same:
-                wrong.append(
-                    f"model {own.model}@{own.revision or '?'} instead of {header.model}@{header.revision or '?'}"
-                )
+        wrong = self.schema_.differs(expect)
         if wrong:
             raise InputError(
                 f"predictor {self.name} is of another model: got {', '.join(wrong)}; train one on this model"

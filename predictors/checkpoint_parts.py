@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from rgpu.errors import InputError
-from rgpu.predictors.base import Schema
+from rgpu.predictors.schema import Schema
 
 ROUTER = re.compile(r"layers\.(\d+)\.(?:mlp\.gate|mlp\.router|block_sparse_moe\.gate)\.weight$")
 FROM_ONE = ("qwen3_next", "qwen3_5_moe", "qwen3_5_moe_text")  # norms that multiply by 1 + weight

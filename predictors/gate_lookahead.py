@@ -13,10 +13,11 @@ from typing import Self
 import numpy as np
 
 from rgpu.errors import InputError
-from rgpu.predictors.base import Schema, speaking_rows
+from rgpu.predictors.base import speaking_rows
 from rgpu.predictors.checkpoint_parts import config_of, read_routers, routers_of
 from rgpu.predictors.hidden import HiddenPredictor, top_k_share
 from rgpu.predictors.lookahead_forms import FORMS, FROM_TRACE, SHARED_PARTS, form_tensors, routed_mean, shared_output
+from rgpu.predictors.schema import Schema
 from rgpu.traces.split import Split
 from rgpu.traces.trace import Trace
 from rgpu.types import RoutingEvent

@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
 
 from rgpu.errors import InputError
@@ -13,6 +14,7 @@ from rgpu.replay.engine import ReplayResult
 from rgpu.replay.pool import PoolConfig
 from rgpu.replay.prefetch_outcome import outcomes
 from rgpu.replay.prefetching import NoPrefetch, RecordedForecasts, as_result, replay_prefetch
+from rgpu.traces.split import sharing
 from rgpu.traces.trace import Trace, batched
 
 
@@ -24,6 +26,29 @@ def predictor_of(cfg: DictConfig) -> Any:
     if saved is not None:
         return load_predictor(saved)
     return None if chosen is None else built(chosen, "predictor")
+
+
+def unseen_by(predictor: Any, scored: Trace) -> Trace:
+    """`scored` without what a saved predictor was fitted on, known again by documents and contents (`traces.split.origins`).
+
+    `InputError` where nothing is left, and for a file that does not say what it was fitted on. One that learns nothing from a
+    trace, or knows the future anyway, is replayed on everything.
+    """
+    if not getattr(predictor, "learns", True) or getattr(predictor, "clairvoyant", False):
+        return scored
+    known = set(getattr(predictor.schema_, "documents", ()))
+    if not known:
+        raise InputError(
+            f"calibration.predictor: got a {predictor.name} that does not say which text it was fitted on; expected one that "
+            "does; train it again with rgpu train"
+        )
+    fitted_S = sharing(scored, known)
+    if fitted_S.all():
+        raise InputError(
+            f"calibration.predictor: got {scored.sequences} sequences that {predictor.name} was all fitted on; expected "
+            "others; replay another trace, or train it on part of this one"
+        )
+    return scored.select(np.flatnonzero(~fitted_S)) if fitted_S.any() else scored
 
 
 def must_fit(predictor: Any) -> bool:

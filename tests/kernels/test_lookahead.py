@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from rgpu.errors import InputError
 from rgpu.kernels.lookahead import ACTIVATIONS, ATOL, CASES, RTOL, Ahead, Case, lookahead, lookahead_ref, made
-from rgpu.predictors.base import Schema
 from rgpu.predictors.hidden import linear_reference, top_k_share
 from rgpu.predictors.linear import Linear
+from rgpu.predictors.schema import Schema
 from tests.kernels.poison import poisoned
 
 
