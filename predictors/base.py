@@ -6,8 +6,6 @@ D hidden size.
 
 import importlib
 import inspect
-import json
-import os
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -15,16 +13,16 @@ from typing import Any, Self
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from rgpu.contracts import Forecast
 from rgpu.errors import InputError
+from rgpu.predictors.files import read_header, read_tensors, stem_of, write_pair
+from rgpu.predictors.ranges import check_seed
 from rgpu.predictors.schema import Schema
 from rgpu.traces.split import Split
 from rgpu.traces.trace import DECODE, PADDING, Trace
 from rgpu.types import MoEShape, RoutingEvent
 
-FORMAT = "rgpu-predictor-1"
 FIRST = np.zeros(1, np.int64)
 
 
@@ -74,6 +72,7 @@ class BasePredictor:
             raise InputError(
                 f"predictor {self.name}: got horizon {self.horizon}; expected 1 or more; set predictor.horizon"
             )
+        check_seed(self.name, getattr(self, "seed", 0))
 
     def _fit(self, part: Trace, checkpoint: Path | None) -> dict[str, np.ndarray]:
         raise NotImplementedError
@@ -81,8 +80,16 @@ class BasePredictor:
     # -- forecasting
 
     def reset(self) -> None:
-        """Forget the sequence, keep what was fitted."""
+        """Forget the sequence, keep what was fitted and what was derived from it."""
         self._layer = -1
+        source = getattr(self, "tensors_", None), self.horizon
+        last = getattr(self, "_source", ())
+        if not last or last[0] is not source[0] or last[1] != source[1]:
+            self._source = source
+            self._renew()
+
+    def _renew(self) -> None:
+        """Drop what was derived from an earlier fit: called by the first `reset` after a fit or a load."""
 
     def observe(self, event: RoutingEvent) -> None:
         """Take note of one event; the next `predict` speaks from it."""
@@ -129,27 +136,19 @@ class BasePredictor:
     def save(self, path: str | Path) -> Path:
         """Write `<path>.safetensors` and `<path>.json`, each replaced atomically; returns the first."""
         self._fitted()
-        stem = _stem(path)
-        tensors, header = Path(f"{stem}.safetensors"), Path(f"{stem}.json")
-        tensors.parent.mkdir(parents=True, exist_ok=True)
         document = {
-            "format": FORMAT,
             "kind": self.name,
             "_target_": f"{type(self).__module__}.{type(self).__qualname__}",
             "parameters": self.params(),
             "schema": asdict(self.schema_),
         }
-        write_atomic(tensors, self.tensors_)
-        partial = header.with_name(header.name + ".partial")
-        partial.write_text(json.dumps(document, indent=2, default=str) + "\n")
-        os.replace(partial, header)
-        return tensors
+        return write_pair(stem_of(path), self.tensors_, document)
 
     @classmethod
     def load(cls, path: str | Path, expect: Trace | MoEShape | None = None) -> Self:
         """The predictor that `save` wrote; with `expect`, `InputError` unless it fits that trace or shape."""
-        stem = _stem(path)
-        document = _read_header(stem)
+        stem = stem_of(path)
+        document = read_header(stem)
         target = f"{cls.__module__}.{cls.__qualname__}"
         if document["kind"] != cls.name:
             raise InputError(
@@ -158,12 +157,12 @@ class BasePredictor:
         try:
             predictor = cls(**document["parameters"])
             predictor.schema_ = Schema(**document["schema"])
-            predictor.tensors_ = load_file(f"{stem}.safetensors")
-        except (OSError, SafetensorError, TypeError, KeyError) as error:
+            predictor.tensors_ = read_tensors(stem, document)
+            predictor.reset()
+        except (OSError, SafetensorError, TypeError, KeyError, ValueError, IndexError, AttributeError) as error:
             raise InputError(
                 f"cannot read predictor {stem}: {error}; expected what rgpu train writes; train it again"
             ) from None
-        predictor.reset()
         if expect is not None:
             predictor.check(expect)
         return predictor
@@ -188,7 +187,7 @@ def load_predictor(
 ) -> Any:
     """The predictor saved at `path`, as `target` or else as the class its json names (importable, with `load`)."""
     if target is None:
-        name = str(_read_header(_stem(path))["_target_"])
+        name = str(read_header(stem_of(path))["_target_"])
         module, _, attribute = name.rpartition(".")
         try:
             found = getattr(importlib.import_module(module), attribute)
@@ -196,7 +195,7 @@ def load_predictor(
             found = None
         if not (isinstance(found, type) and hasattr(found, "load")):
             raise InputError(
-                f"{_stem(path)}.json names {name!r}; expected an importable class with load(); fix _target_"
+                f"{stem_of(path)}.json names {name!r}; expected an importable class with load(); fix _target_"
             )
         return found.load(path, expect)
     return target.load(path, expect)
@@ -223,28 +222,3 @@ def speaking_rows(phase_T: np.ndarray | None, rows: int) -> np.ndarray:
         return FIRST if phase_T[0] != PADDING else FIRST[:0]
     decode = np.flatnonzero(phase_T == DECODE)
     return decode if len(decode) else np.flatnonzero(phase_T != PADDING)[-1:]
-
-
-def write_atomic(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
-    """Safetensors file at `path`, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, partial, metadata)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _stem(path: str | Path) -> str:
-    return str(path).removesuffix(".safetensors").removesuffix(".json")
-
-
-def _read_header(stem: str) -> dict[str, Any]:
-    try:
-        document = json.loads(Path(f"{stem}.json").read_text())
-        if document["format"] != FORMAT:
-            raise ValueError(f"format {document['format']!r}")
-        document["kind"], document["_target_"], document["parameters"], document["schema"]  # noqa: B018
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"cannot read {stem}.json: {error}; expected a predictor that rgpu train wrote") from None
-    return dict(document)

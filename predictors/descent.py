@@ -5,6 +5,7 @@ Legend: B drawn units (rows or pieces of sequences), G groups of parameters with
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from rgpu.errors import InputError
-from rgpu.predictors.base import write_atomic
+from rgpu.predictors.files import write_atomic
+from rgpu.predictors.ranges import check_number
 
 Parameters = dict[str, torch.Tensor]
 OPTIMISERS = ("adamw", "sgd")
@@ -43,17 +45,28 @@ class Schedule:
         for name, low in (("epochs", 0), ("batch", 1), ("patience", 1)):
             if getattr(self, name) < low:
                 raise InputError(f"predictor {who}: got {name} {getattr(self, name)}; expected {low} or more; raise it")
-        if self.lr <= 0:
-            raise InputError(f"predictor {who}: got lr {self.lr}; expected above 0; set it so")
+        check_number(who, "lr", self.lr, 0, 100, above=True)
+        check_number(who, "decay", self.decay, 0, 100)
         if self.optimiser not in OPTIMISERS:
             raise InputError(
                 f"predictor {who}: got optimiser {self.optimiser!r}; expected one of {', '.join(OPTIMISERS)}; "
                 "set predictor.optimiser"
             )
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
+        if not _usable(self.device):
             raise InputError(
-                f"predictor {who}: got device {self.device}; expected one that torch can use; set predictor.device=cpu"
+                f"predictor {who}: got device {self.device}; expected cpu, or a cuda that torch can use; "
+                "set predictor.device=cpu"
             )
+
+
+def _usable(name: str) -> bool:
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        return False
+    if device.type == "cuda":
+        return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    return device.type == "cpu"
 
 
 class Problem(Protocol):
@@ -117,6 +130,10 @@ def descend(
         state["score"] = torch.maximum(score_G, state["score"])
         stale = 0 if gain > GAIN else stale + 1
         mean = float(torch.stack(losses).mean())
+        if not math.isfinite(mean):
+            raise InputError(
+                f"predictor {who}: got a loss of {mean} in epoch {epoch}; expected a finite one; lower predictor.lr"
+            )
         curve.append(_row(epoch, mean, score_G, state["score"], perf_counter() - began))
         _keep(checkpoint, key, state, curve, stale)
         bar.update()

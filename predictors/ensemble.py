@@ -25,10 +25,11 @@ class Ensemble(BasePredictor):
 
     `members`: predictors (a list of configs with `_target_`), which forecast at this one's `horizon`. They are fitted on the
     calibration sequences less `holdout` of the documents, weighed on these, then fitted again on all of them. Needs what
-    its members need; files hold the members too.
+    its members need; files hold the members too. `curve_`: those of trained members one after the other, with `member`.
     """
 
     name = "ensemble"
+    curve_: list[dict[str, Any]]
 
     def __init__(self, members: Sequence[Any], horizon: int = 4, holdout: float = 0.3, seed: int = 0) -> None:
         super().__init__(horizon)
@@ -63,7 +64,7 @@ class Ensemble(BasePredictor):
         fitting, weighing = held_out(part, self.holdout, self.seed)
         for member in self.members:
             member.horizon = self.horizon
-            member.fit(fitting)
+        states = self._fit_members(fitting, checkpoint, "weighed")
         layers, count = self.schema_.layers, len(self.members)
         members: list[Any] = self.members
         weight_LHM = np.zeros((layers, self.horizon + 1, count), np.float32)
@@ -79,27 +80,40 @@ class Ensemble(BasePredictor):
                 found = fit_logistic(x_MN, true_PE.ravel(), start_M) if len(passes) else np.append(start_M, 0.0)
                 weight_LHM[layer, h], bias_LH[layer, h] = found[:-1], found[-1]
         tensors = {"weight_LHM": weight_LHM, "bias_LH": bias_LH}
+        if fitting is not part:
+            states += self._fit_members(part, checkpoint, "whole")
+        self.curve_ = []
         for i, member in enumerate(self.members):
-            if fitting is not part:
-                member.fit(part)
             tensors |= {f"{i}.{name}": tensor for name, tensor in member.tensors_.items()}
+            self.curve_ += [{**row, "member": _whose(i, member, row)} for row in getattr(member, "curve_", ())]
+        for state in states:
+            state.unlink(missing_ok=True)
         return tensors
+
+    def _fit_members(self, trace: Trace, checkpoint: Path | None, stage: str) -> list[Path]:
+        """Fit all members; where their training states are, one a member and stage, which outlive a kill."""
+        states = []
+        for i, member in enumerate(self.members):
+            state = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}.{stage}{i}")
+            member.fit(trace, checkpoint=state)
+            states += [] if state is None else [state]
+        return states
 
     # -- forecasting
 
     def reset(self) -> None:
         super().reset()
         self._rows = 0
-        if not hasattr(self, "tensors_"):
-            return
-        for i, member in enumerate(self.members):
-            if getattr(self, "_wired", None) is not self.tensors_:
-                own = f"{i}."
-                member.horizon = self.horizon
-                member.schema_ = replace(self.schema_, hidden=self.schema_.hidden if "hidden" in member.needs else 0)
-                member.tensors_ = {n.removeprefix(own): t for n, t in self.tensors_.items() if n.startswith(own)}
+        for member in self.members:
             member.reset()
-        self._wired = self.tensors_
+
+    def _renew(self) -> None:
+        super()._renew()
+        for i, member in enumerate(self.members if hasattr(self, "tensors_") else ()):
+            own = f"{i}."
+            member.horizon = self.horizon
+            member.schema_ = replace(self.schema_, hidden=self.schema_.hidden if "hidden" in member.needs else 0)
+            member.tensors_ = {n.removeprefix(own): t for n, t in self.tensors_.items() if n.startswith(own)}
 
     def observe(self, event: RoutingEvent) -> None:
         super().observe(event)
@@ -139,6 +153,12 @@ class Ensemble(BasePredictor):
         if len(known) < len(parts):
             return None
         return sum(p[0] for p in known), sum(p[1] for p in known) + 2 * len(parts) * outputs
+
+
+def _whose(i: int, member: BasePredictor, row: dict[str, Any]) -> str:
+    """Whose curve a row is of, members of members after their ensemble."""
+    own = f"{i} {member.name}"
+    return f"{own} / {row['member']}" if "member" in row else own
 
 
 def _target(member: BasePredictor) -> str:

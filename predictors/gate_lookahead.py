@@ -91,8 +91,8 @@ class GateLookahead(HiddenPredictor):
 
     # -- forms that add what depends on the row
 
-    def reset(self) -> None:
-        super().reset()
+    def _renew(self) -> None:
+        super()._renew()
         self._streams: dict[int, np.ndarray] = {}
         if hasattr(self, "tensors_"):
             widest = max((a.shape[-1] for a in self.tensors_.values()), default=0)

@@ -106,6 +106,9 @@ class HiddenPredictor(BasePredictor):
     def reset(self) -> None:
         super().reset()
         self._hidden_ND = np.zeros((0, 0), np.float32)
+
+    def _renew(self) -> None:
+        super()._renew()
         self._maps: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def observe(self, event: RoutingEvent) -> None:

@@ -67,15 +67,21 @@ class History(BasePredictor):
     def reset(self) -> None:
         super().reset()
         self._memo: tuple[np.ndarray, np.ndarray] | None = None
-        self._heads: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._vectors_NC, self._late_NC = np.zeros((0, 0), np.float32), None
         if hasattr(self, "schema_"):
             self._push, self._state_F = self._begin(), np.zeros(self._state_size(), np.float32)
 
+    def _renew(self) -> None:
+        super()._renew()
+        self._heads: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
     def observe(self, event: RoutingEvent) -> None:
+        self._fitted()
+        before = self._layer
         super().observe(event)
         self._check_event(event)
-        if event.layer == 0:  # a new pass: what the one before showed becomes history
+        new = event.layer <= before or before < 0  # a pass, which may lack its first layers
+        if new:  # what the one before showed becomes history
             self._remember()
         rows, mean = _history_rows(event.phase_T, len(event.experts_TK))
         member_NE = membership(event.experts_TK[rows], self.schema_.experts).astype(np.float32)
@@ -84,7 +90,7 @@ class History(BasePredictor):
         parts_NC = self._shown(event.layer, member_NE, token_N, hidden_ND)
         if mean:
             parts_NC, member_NE = _mean(parts_NC), _mean(member_NE)
-        self._vectors_NC = parts_NC if event.layer == 0 else self._vectors_NC + parts_NC
+        self._vectors_NC = parts_NC if new or len(self._vectors_NC) != len(parts_NC) else self._vectors_NC + parts_NC
         self._late_NC = self._last(event.layer, hidden_ND, mean)
         speaking = speaking_rows(event.phase_T, len(event.experts_TK))
         self._now_NE = member_NE[-1:] if len(speaking) else member_NE[:0]

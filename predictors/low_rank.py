@@ -47,8 +47,8 @@ class LowRank(Probe):
     def _learnt(self, parameters: Parameters, x_LBD: torch.Tensor) -> torch.Tensor:
         return torch.baddbmm(parameters["out_bias_L1M"], x_LBD @ parameters["down_DR"], parameters["out_LFM"])
 
-    def reset(self) -> None:
-        super().reset()
+    def _renew(self) -> None:
+        super()._renew()
         self._nothing_R = np.zeros(self.rank, np.float32)
 
     def _inner(self, layer: int) -> tuple[np.ndarray, np.ndarray]:

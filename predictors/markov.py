@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rgpu.errors import InputError
 from rgpu.predictors.popularity import popularity
+from rgpu.predictors.ranges import check_number
 from rgpu.predictors.routed import Parent, RoutedPredictor, conditional, real_rows, successors, summed
 from rgpu.traces.trace import Trace
 
@@ -62,7 +62,4 @@ class Markov(RoutedPredictor):
 
 
 def check_smoothing(name: str, smoothing: float) -> None:
-    if not smoothing > 0:
-        raise InputError(
-            f"predictor {name}: got smoothing {smoothing}; expected a number above 0; set predictor.smoothing"
-        )
+    check_number(name, "smoothing", smoothing, 0, above=True)

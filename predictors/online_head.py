@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rgpu.errors import InputError
 from rgpu.predictors.coactivation import Coactivation
+from rgpu.predictors.ranges import check_number
 from rgpu.predictors.routed import known_or_last
 from rgpu.predictors.stacking import logistic, shared_out
 from rgpu.traces.trace import Trace
@@ -35,8 +35,7 @@ class OnlineHead(Coactivation):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        if not self.lr >= 0:
-            raise InputError(f"predictor online_head: got lr {self.lr}; expected 0 or more; set predictor.lr")
+        check_number(self.name, "lr", self.lr, 0, 1000)
 
     def _fit(self, part: Trace, checkpoint: Path | None) -> dict[str, np.ndarray]:
         tensors = super()._fit(part, checkpoint)

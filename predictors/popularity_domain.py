@@ -12,6 +12,7 @@ import numpy as np
 from rgpu.errors import TraceError
 from rgpu.predictors.markov import check_smoothing
 from rgpu.predictors.popularity import popularity
+from rgpu.predictors.ranges import check_number
 from rgpu.predictors.running import UNIT, Matched, map_counts
 from rgpu.traces.trace import Trace
 
@@ -32,6 +33,7 @@ class PopularityDomain(Matched):
     def _check_parameters(self) -> None:
         super()._check_parameters()
         check_smoothing(self.name, self.smoothing)
+        check_number(self.name, "evidence", self.evidence, 0, 1000)  # sums of whole numbers stay far from overflow
 
     def _fit(self, part: Trace, checkpoint: Path | None) -> dict[str, np.ndarray]:
         domains = [str(meta.get("domain", "")) for meta in part.header.sequences]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rgpu.errors import InputError
 from rgpu.predictors.popularity import popularity
+from rgpu.predictors.ranges import check_number
 from rgpu.predictors.routed import known_or_last, member_chunks, pass_of, real_rows, sequence_of
 from rgpu.predictors.running import RunningPredictor, before_pass
 from rgpu.predictors.stacking import EDGE
@@ -34,10 +34,8 @@ class PopularityPrefix(RunningPredictor):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        if self.strength is not None and not self.strength > 0:
-            raise InputError(
-                f"predictor {self.name}: got strength {self.strength}; expected a number above 0; set predictor.strength"
-            )
+        if self.strength is not None:
+            check_number(self.name, "strength", self.strength, 0, 1e12, above=True)
 
     def _fit(self, part: Trace, checkpoint: Path | None) -> dict[str, np.ndarray]:
         popular_LE = popularity(part)

@@ -66,8 +66,8 @@ class Probe(Trained, HiddenPredictor):
             self._heads[layer] = weight_FM, np.ascontiguousarray(self.tensors_["out_bias_L1M"][layer, 0, columns])
         return self._heads[layer]
 
-    def reset(self) -> None:
-        super().reset()
+    def _renew(self) -> None:
+        super()._renew()
         self._heads: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._factors: dict[int, tuple[list[int], np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = {}
 

@@ -5,6 +5,7 @@ from typing import Any
 from rgpu.errors import InputError
 from rgpu.predictors.base import BasePredictor
 from rgpu.predictors.descent import Schedule
+from rgpu.predictors.ranges import check_number
 
 
 class Trained(BasePredictor):
@@ -20,10 +21,7 @@ class Trained(BasePredictor):
     def _check_parameters(self) -> None:
         super()._check_parameters()
         self.schedule.check(self.name)
-        if not 0 < self.validation < 1:
-            raise InputError(
-                f"predictor {self.name}: got validation {self.validation}; expected between 0 and 1; set it so"
-            )
+        check_number(self.name, "validation", self.validation, 0, 1, above=True, below=True)
 
     def _at_least_one(self, *names: str) -> None:
         """`InputError` for the first of these constructor parameters below 1."""

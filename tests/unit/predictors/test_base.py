@@ -1,10 +1,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rgpu.errors import InputError
-from rgpu.predictors.base import load_predictor, write_atomic
+from rgpu.predictors.base import load_predictor
+from rgpu.predictors.files import write_atomic
+from rgpu.predictors.history_gru import HistoryGru
+from rgpu.predictors.linear import Linear
 from rgpu.predictors.popularity import Popularity
 from rgpu.predictors.previous_token import PreviousToken
 from tests.predicting import learnable_trace
@@ -98,3 +102,30 @@ def test_forecasts_share_nothing_that_can_be_written_to() -> None:
     assert predictor.predict().probs_HE.any()
     predictor.horizon = 1
     assert len(predictor.predict().layers) == 2
+
+
+def test_halves_of_two_saves_are_told_apart(saved: Path, tmp_path: Path) -> None:
+    Popularity(horizon=2).fit(learnable_trace(seed=1)).save(tmp_path / "other")  # the same shapes
+    Path(f"{saved}.safetensors").write_bytes((tmp_path / "other.safetensors").read_bytes())
+    with pytest.raises(InputError, match="cannot read predictor .*not of one save.*train it again"):
+        load_predictor(saved)
+
+
+def test_a_schema_that_does_not_fit_the_tensors_is_one_line(tmp_path: Path) -> None:
+    HistoryGru(size=4, epochs=0).fit(learnable_trace()).save(tmp_path / "p")
+    edit(tmp_path / "p", parameters={"size": "wide"})
+    with pytest.raises(InputError, match="cannot read predictor"):
+        load_predictor(tmp_path / "p")
+
+
+def test_what_follows_from_the_fit_outlives_a_reset() -> None:
+    trace = learnable_trace()
+    predictor = Linear(epochs=0).fit(trace)
+    rows, first = np.arange(2), np.array([True, False])
+    before = predictor.predict_trace(trace, 0, rows, first)
+    kept = predictor._maps[0]
+    predictor.reset()
+    assert predictor._maps[0] is kept
+    predictor.fit(learnable_trace(seed=1))
+    assert not predictor._maps
+    assert not np.array_equal(predictor.predict_trace(trace, 0, rows, first), before)

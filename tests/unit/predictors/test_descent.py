@@ -61,3 +61,8 @@ def test_bad_schedules(bad: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=f"predictor line: got {next(iter(bad))}"):
         replace(Schedule(), **bad).check("line")
+
+
+def test_a_training_that_runs_away_says_so() -> None:
+    with pytest.raises(InputError, match="predictor line: got a loss of (nan|inf) in epoch .*; lower predictor.lr"):
+        run(optimiser="sgd", lr=100.0)

@@ -140,3 +140,18 @@ def test_bad_sizes_and_missing_token_ids() -> None:
     predictor = HistoryGru(inputs="tokens", epochs=0, size=4).fit(with_tokens(learnable_trace()))
     with pytest.raises(InputError, match="no token ids"):
         predictor.observe(next(routing_events(replace(learnable_trace(), token_ids=None))))
+
+
+@every_kind
+def test_a_sequence_may_begin_in_the_middle_of_a_pass(kind: Any) -> None:
+    trace = learnable_trace(sequences=1, tokens=12)
+    predictor = kind(size=8, epochs=0).fit(trace)
+    events = list(routing_events(trace))
+    for event in events[2:]:
+        predictor.observe(event)
+        assert np.isfinite(predictor.predict().probs_HE).all()
+    began = predictor._state_F.copy()
+    predictor.reset()
+    for event in events[2 : 2 * LAYERS]:
+        predictor.observe(event)
+    assert len(predictor._vectors_NC) == 1 and began.any()

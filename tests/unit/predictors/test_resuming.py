@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rgpu.experiments.learning_curve import write_curve
 from rgpu.predictors import descent
+from rgpu.predictors.ensemble import Ensemble
 from rgpu.predictors.history_gru import HistoryGru
 from rgpu.predictors.history_transformer import HistoryTransformer
 from rgpu.predictors.linear import Linear
 from rgpu.predictors.mlp import Mlp
+from rgpu.predictors.popularity import Popularity
 from rgpu.traces.trace import Trace
 from tests.predicting import learnable_trace
 
@@ -93,3 +96,27 @@ def test_killed_history_ends_in_the_same_parameters(kind: Any, tmp_path: Path, m
     resumed = kind(**GRU).fit(trace, checkpoint=checkpoint)
     assert [row["loss"] for row in whole.curve_] == [row["loss"] for row in resumed.curve_]
     assert all(np.array_equal(whole.tensors_[n], resumed.tensors_[n]) for n in whole.tensors_)
+
+
+def test_members_of_an_ensemble_are_taken_up_and_show_their_curves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ensemble() -> Ensemble:
+        return Ensemble([Linear(epochs=1), Popularity(), Mlp(epochs=2, patience=9, width=4)], horizon=1)
+
+    trace, checkpoint = learnable_trace(tokens=20), tmp_path / "state.safetensors"
+    whole = ensemble().fit(trace)
+    assert [(row["member"], row["epoch"]) for row in whole.curve_] == [
+        *(("0 linear", epoch) for epoch in range(2)),
+        *(("2 mlp", epoch) for epoch in range(3)),
+    ]
+    killed_after(monkeypatch, 2, ensemble(), trace, checkpoint)  # in the second member that trains
+    left = len(list(tmp_path.iterdir()))
+    assert left == 2
+    assert epochs_run(monkeypatch, ensemble(), trace, checkpoint) == [1, 1, 2]  # of the second stage alone
+    killed_after(monkeypatch, 2, ensemble(), trace, checkpoint)
+    resumed = ensemble().fit(trace, checkpoint=checkpoint)
+    assert all(np.array_equal(whole.tensors_[n], resumed.tensors_[n]) for n in whole.tensors_)
+    assert not list(tmp_path.iterdir())
+    figures = write_curve(whole.curve_, whole.name, tmp_path / "p")
+    assert len(figures) == 3
