@@ -15,7 +15,8 @@ from rgpu.experiments.injected import with_kernel
 from rgpu.experiments.learning_curve import write_curve
 from rgpu.experiments.study import predictor_metrics as metrics
 from rgpu.experiments.study.predictor_cost import cost_of
-from rgpu.replay.prediction import evaluate
+from rgpu.predictors.schema import Schema
+from rgpu.replay.prediction import evaluate, speaking_passes
 from rgpu.replay.scores import over_layers
 from rgpu.results.provenance import write_atomic
 from rgpu.traces.split import Split, origins, sharing, split
@@ -62,6 +63,18 @@ def unseen(trace: Trace, parts: Split, other: Trace, path: str) -> Trace:
     return other.select(kept)
 
 
+def switching(predictor: Any, trace: Trace, parts: Split, path: str) -> Trace:
+    """The trace `switches`; `InputError` where `predictor`, fitted on the calibration sequences, could not be scored on it."""
+    hidden = "hidden" in getattr(predictor, "needs", ("hidden",))
+    other = load_trace(path, hidden=hidden, setting="switches")
+    _same_model(trace, other, "switches")
+    for array in getattr(predictor, "needs", ()):
+        other.require(array, f"switches={path}: predictor {predictor.name}")
+    part, _, _ = metrics.unseen_switches(other, trace.select(parts.calibration))
+    speaking_passes(part)
+    return other
+
+
 def regime(trace: Trace) -> str:
     """Whether the model wrote the text of a trace or read it."""
     return "on-policy" if trace.header.on_policy else "teacher-forced"
@@ -74,15 +87,19 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     hidden = "hidden" in getattr(predictor, "needs", ("hidden",))
     trace = load_trace(cfg.trace.path, hidden=hidden, stream=True)
     parts = split(trace, cfg.split.calibration, cfg.split.seed)
-    other = None
+    other, topics = None, None
     if cfg.score.path:
-        other = unseen(trace, parts, load_trace(cfg.score.path, hidden=hidden, stream=True), str(cfg.score.path))
+        whole = load_trace(cfg.score.path, hidden=hidden, stream=True, setting="score.path")
+        _same_model(trace, whole, "score.path")
+        other = unseen(trace, parts, whole, str(cfg.score.path))
+    if cfg.switches is not None:
+        topics = switching(predictor, trace, parts, str(cfg.switches))  # before an hour of training, not after it
     out = Path(cfg.out or f"outputs/predictors/{predictor.name}")
     saved, rows = train(predictor, trace, parts, out, predictor.horizon, other, cfg.width)
     held = trace.select(parts.scored) if other is None else other
     width = cfg.width or trace.header.top_k
     told = metrics.details(rows, held, width)
-    told["by_distance"] = _by_distance(predictor, cfg, trace.select(parts.calibration), width)
+    told["by_distance"] = _by_distance(predictor, topics, trace.select(parts.calibration), width)
     details = Path(f"{out}.metrics.json")
     write_atomic(details, (json.dumps(to_plain(told), indent=1) + "\n").encode())
     return summary(rows, trace.header.top_k) | {
@@ -126,11 +143,18 @@ def summary(rows: list[dict[str, Any]], top_k: int) -> dict[str, Any]:
     }
 
 
-def _by_distance(predictor: Any, cfg: DictConfig, calibrating: Trace, width: int) -> dict[str, Any] | None:
+def _same_model(trace: Trace, other: Trace, setting: str) -> None:
+    wrong = Schema.of(trace, trace.select(np.zeros(0, np.int64)), hidden=True).differs(other)
+    if wrong:
+        raise InputError(
+            f"{setting}: got a trace of another model ({', '.join(wrong)}); expected the same; change {setting}"
+        )
+
+
+def _by_distance(predictor: Any, trace: Trace | None, calibrating: Trace, width: int) -> dict[str, Any] | None:
     """Every metric by tokens from a topic switch, in the trace `switches`; None without one."""
-    if cfg.switches is None:
+    if trace is None:
         return None
-    trace = load_trace(cfg.switches)
     rows, left = metrics.around_switches(predictor, trace, calibrating, predictor.horizon, [width])
     said: dict[str, Any] = {"left_out": left}
     for cell in sorted({r["cell"] for r in rows}):

@@ -32,17 +32,19 @@ def save_trace(trace: Trace, path: Path | str, *, shard_bytes: int = SHARD_BYTES
     return Path(path)
 
 
-def load_trace(path: Path | str, hidden: bool = True, verify: bool = True, stream: bool = False) -> Trace:
+def load_trace(
+    path: Path | str, hidden: bool = True, verify: bool = True, stream: bool = False, setting: str = "trace.path"
+) -> Trace:
     """Read and validate a trace: `.safetensors` of rgpu or a neutral `.npz` with its sidecar.
 
     `hidden=False` leaves the hidden states on disk, unread; `stream=True` maps them (`HiddenShards`), so that they may be
-    larger than memory; `verify=False` skips checksums, nothing else. Raises `TraceError`, one line, for whatever is
-    wrong with the file.
+    larger than memory; `verify=False` skips checksums, nothing else; `setting` is what gave the path, for a hint. Raises
+    `TraceError`, one line, for whatever is wrong with the file.
     """
     path = Path(path)
     if not path.exists():
         raise TraceError(
-            f"cannot read trace {path}: got no such file; expected a trace; check trace.path or run rgpu record"
+            f"cannot read trace {path}: got no such file; expected a trace; check {setting} or run rgpu record"
         )
     if not path.is_file():
         raise TraceError(f"cannot read trace {path}: got a folder; expected a .safetensors or .npz file; name the file")

@@ -168,3 +168,53 @@ def test_train_writes_every_metric(trace: Trace, tmp_path: Path) -> None:
         cfg.width = 9
         run(cfg)
     assert len(split(trace).scored) == said["scored_sequences"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "line"),
+    [
+        ("missing", "check switches"),
+        ("other model", "switches: got a trace of another model"),
+        ("no hidden", "switches=.*needs the array 'hidden'"),
+        ("no switch", "names no topic switch"),
+        ("all trained", "shares nothing"),
+        ("batched", "mix sequences"),
+    ],
+)
+def test_bad_switches_are_refused_before_anything_is_trained(
+    trace: Trace, tmp_path: Path, broken: str, line: str
+) -> None:
+    save_trace(trace, tmp_path / "t.safetensors")
+    switching = learnable_trace(seed=3, sequences=8, tokens=60)
+    for meta, own in zip(switching.header.sequences, trace.header.sequences, strict=True):
+        named = own["document"] if broken == "all trained" else f"new {own['document']}"
+        meta |= {"document": named, "switches": [] if broken == "no switch" else [30]}
+    if broken == "all trained":
+        switching = switching.select(split(trace).calibration)
+    if broken == "other model":
+        switching.header.model = "another"
+    if broken == "no hidden":
+        switching.hidden = None
+    if broken == "batched":
+        switching.passes[:] = np.tile(switching.passes[:60], 8)
+    if broken != "missing":
+        save_trace(switching, tmp_path / "switch.safetensors")
+    words = [f"trace.path={tmp_path}/t.safetensors", f"switches={tmp_path}/switch.safetensors", "predictor=linear"]
+    with initialize_config_module("rgpu.conf", version_base="1.3"):
+        cfg = compose("train", [*words, "predictor.epochs=1", f"out={tmp_path}/made/p"])
+    with pytest.raises(InputError, match=line):
+        run(cfg)
+    assert not (tmp_path / "made").exists()
+
+
+def test_another_models_trace_is_refused_before_anything_is_trained(trace: Trace, tmp_path: Path) -> None:
+    save_trace(trace, tmp_path / "t.safetensors")
+    other = learnable_trace(seed=3)
+    other.header.model = "another"
+    save_trace(other, tmp_path / "other.safetensors")
+    words = [f"trace.path={tmp_path}/t.safetensors", f"score.path={tmp_path}/other.safetensors"]
+    with initialize_config_module("rgpu.conf", version_base="1.3"):
+        cfg = compose("train", [*words, "predictor=previous_token", f"out={tmp_path}/made/p"])
+    with pytest.raises(InputError, match="score.path: got a trace of another model"):
+        run(cfg)
+    assert not (tmp_path / "made").exists()
