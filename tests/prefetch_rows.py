@@ -16,10 +16,18 @@ def prefetch_rows(context: Context) -> Iterator[pa.Table]:
             for j, (planner, policy) in enumerate((("top_k", "lru"), ("expected_value", "joint_forecast"))):
                 arm = own.at(predictor=predictor, case=planner, policy=policy)
                 saved = -0.001 + 0.001 * i + 0.0015 * j
-                yield arm.rows("tpot_saved", "s/token", saved, lo=saved - 2e-4, hi=saved + 2e-4, x=0.7 + 0.15 * i)
+                yield arm.rows(
+                    "tpot_saved",
+                    "s/token",
+                    saved,
+                    lo=saved - 2e-4,
+                    hi=saved + 2e-4,
+                    verdict="better" if saved > 2e-4 else "cannot tell",
+                    x=0.7 + 0.15 * i,
+                )
                 for k, end in enumerate(("useful", "late", "wasted", "cancelled", "pending", "harmful")):
-                    yield arm.rows(f"bytes_{end}", "bytes/token", 1e6 * (6 - k) / (1 + i))
-    at = context.at(experiment="prefetch_break_even", case="sure", lag=1, capacity_share=0.25, predictor="oracle")
+                    yield arm.rows(f"bytes_{end}", "bytes/pass", 1e6 * (6 - k) / (1 + i))
+    at = context.at(experiment="prefetch_break_even", lag=1, capacity_share=0.25, predictor="oracle")
     for policy in ("lru", "joint_forecast"):
         for i, link in enumerate(("6", "25", "100")):
             for j, compute in enumerate((1e-4, 4e-4, 1.6e-3)):

@@ -10,8 +10,9 @@ NAME = "prefetch_bytes"
 TITLE = "What becomes of prefetched bytes"
 ORDER = 84
 GUIDE = (
-    "Bytes submitted ahead of demand for each generated token. Useful ones had landed before use; of late ones the rest was "
-    "waited for; the diamond counts those whose evicted expert was then missed, whatever else became of them."
+    "Bytes submitted ahead of demand in a forward pass (a generated token is one, a prompt is one). Useful ones had landed "
+    "before use; of late ones the rest was waited for; the diamond counts those whose evicted expert was then missed, "
+    "whatever else became of them."
 )
 ENDS = {"useful": "#1b8a5a", "late": "#f08a24", "wasted": "#d62f2f", "cancelled": "#b9bec6", "pending": "#5aa9e6"}
 
@@ -34,6 +35,6 @@ def draw(table: pd.DataFrame, figure: Figure) -> None:
             bottom += own[f"bytes_{end}"].to_numpy(float)
         axis.plot(range(len(own)), own["bytes_harmful"], "D", color="#000000", markersize=4, label="harmful")
         axis.set_xticks(range(len(own)), own.index, rotation=40, ha="right", fontsize=8)
-        axis.set(title=name, ylabel="MB a token" if axis in axes[::3] else "")
+        axis.set(title=name, ylabel="MB a pass" if axis in axes[::3] else "")
     style.legend_right(figure)
     style.footer(figure, rows, f"{machine}; a plus evicts by the same forecast. Times are simulated.")

@@ -4,7 +4,7 @@ The reference model is small, so its routing is timed with the layers of a real 
 and operations of `conf/cost`, labelled in the trace's name. Legend: S sequences, P passes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from rgpu.contracts import Planner
+from rgpu.experiments.study.predicting_time import Work
 from rgpu.experiments.suites.published.clock import machine, yamls
 from rgpu.planning.adaptive_width import AdaptiveWidth
 from rgpu.planning.budgeted import Budgeted
@@ -39,8 +40,9 @@ from rgpu.replay.timing.cost import ModelCost, cost_of
 from rgpu.replay.timing.facts import PassFacts, pass_facts
 from rgpu.replay.timing.result import TimingResult
 from rgpu.replay.timing.simulate import simulate
+from rgpu.results.pairs import samples_for
 from rgpu.results.rows import Context
-from rgpu.results.statistics import SAMPLES, Interval, paired_difference
+from rgpu.results.statistics import CANNOT_TELL, PAIR_SAMPLES, Interval, holm, paired_difference, verdict
 from rgpu.traces.trace import Trace
 
 MACHINES = ("rtx4060_laptop", "rtx3060", "rtx5060ti", "rtx4090", "rtx5090", "h200")
@@ -48,6 +50,8 @@ FEW = ("rtx4060_laptop", "rtx4090", "h200")
 COST = "gpt_oss_20b"  # 32 experts, top-4, like the reference model
 SHARE = 0.25
 NONE, ORACLE = "none", "oracle"
+MARGIN = 0.005  # of the time it is held against: what counts as a difference
+WORDS = {"higher": "better", "lower": "worse"}  # of time saved
 TIMED = ("budgeted", "expected_value")  # planners whose decisions depend on the machine
 POLICIES: dict[str, Policy] = {"lru": Lru(), "joint_forecast": JointForecast()}
 ENDS = ("useful", "late", "wasted", "cancelled", "pending")
@@ -89,11 +93,15 @@ def planner_of(arm: Arm, top_k: int, time: LinkTime) -> Callable[[], Planner]:
 
 @dataclass
 class Court:
-    """One scored trace with its fitted predictors; decisions and timings are kept, so that arms share them."""
+    """One scored trace with its fitted predictors; decisions and timings are kept, so that arms share them.
+
+    `predicting`: seconds that observing and forecasting one event take, by predictor; none where it is not said.
+    """
 
     trace: Trace
     predictors: dict[str, Any]
     costs: tuple[str, ...] = (COST,)
+    predicting: Mapping[str, Work] = field(default_factory=dict)
     _kept: dict[Any, Any] = field(default_factory=dict)
 
     @cached_property
@@ -131,21 +139,38 @@ class Court:
 
         return self._once(("timed", arm, slots, where, cost), make)
 
-    def seconds(self, arm: Arm, slots: int, where: str, cost: str) -> tuple[np.ndarray, np.ndarray]:
-        """float64 [S]: seconds of a sequence's generated tokens, and how many these are."""
+    def predict_s(self, arm: Arm, where: str, cost: str) -> float:
+        """Seconds a forward pass that predicting takes, as if the device waited for a CPU to do it."""
+        work = self.predicting.get(arm.predictor)
+        return self.trace.layers * work.seconds(machine(where), self.cost(cost)[0], self.trace) if work else 0.0
+
+    def seconds(
+        self, arm: Arm, slots: int, where: str, cost: str, predicting: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """float64 [S]: seconds of a sequence's generated tokens, and how many these are; with what predicting takes."""
         found = self.timed(arm, slots, where, cost)
         decode = found.facts.decode
         owner, count = found.facts.sequence[decode], self.trace.sequences
+        extra = self.predict_s(arm, where, cost) if predicting else 0.0
         return (
-            np.bincount(owner, found.seconds_P[decode], count),
+            np.bincount(owner, found.seconds_P[decode] + extra, count),
             np.bincount(owner, found.facts.steps[decode], count),
         )
 
-    def saved(self, arm: Arm, other: Arm, slots: int, where: str, cost: str) -> tuple[Interval, float]:
-        """TPOT of `other` less that of `arm` on the same resampled sequences, and the p-value of no difference."""
-        one, two = (self.seconds(a, slots, where, cost) for a in (other, arm))
+    def tpot(self, arm: Arm, slots: int, where: str, cost: str, predicting: bool = False) -> float:
+        """Seconds per output token."""
+        seconds_S, steps_S = self.seconds(arm, slots, where, cost, predicting)
+        return float(seconds_S.sum() / steps_S.sum())
+
+    def saved(
+        self, arm: Arm, other: Arm, slots: int, where: str, cost: str, *, margin: float = 0.0, predicting: bool = False,
+        samples: int = PAIR_SAMPLES,
+    ) -> tuple[Interval, float]:  # fmt: skip
+        """TPOT of `other` less that of `arm` on the same resampled sequences, and the p-value of "within `margin`"."""
+        one, two = (self.seconds(a, slots, where, cost, predicting) for a in (other, arm))
         kept = (one[1] > 0) & (two[1] > 0)
-        return paired_difference(one[0][kept], one[1][kept], two[0][kept], two[1][kept], samples=5 * SAMPLES)
+        pair = (one[0][kept], one[1][kept], two[0][kept], two[1][kept])
+        return paired_difference(*pair, margin=margin, samples=samples)
 
     def bound_s(self, slots: int, where: str, cost: str) -> float:
         """Seconds of the whole trace that no schedule with the same slots, fetching its misses, can beat."""
@@ -197,24 +222,51 @@ def arms_of(names: Sequence[str], quick: bool) -> list[Arm]:
 def rows(
     court: Court, context: Context, arms: Sequence[Arm], shares: Sequence[float], machines: Sequence[str], bar: Any = None
 ) -> list[pa.Table]:  # fmt: skip
-    """TPOT of every arm, what it saves against LRU without prefetch, ends of its bytes a token, and its distance from the
-    bound; experiment `prefetch_time`."""
+    """TPOT of every arm, what it saves against LRU without prefetch, ends of its bytes a pass, and its distance from the
+    bound; experiment `prefetch_time`. Predicting takes no time here: rows `predicting` say what it would take. Each machine
+    at each share is one table of differences, Holm-corrected over its arms."""
     tables: list[pa.Table] = []
     for cost in court.costs:
         for share in shares:
+            slots = slots_of(court.trace, share)
             for arm in arms:
                 for where in machines:
-                    tables += _arm_rows(court, context, arm, slots_of(court.trace, share), where, cost)
+                    court.timed(arm, slots, where, cost)
                 if bar is not None:
                     bar.update()
+            for where in machines:
+                gains = _gains(court, [a for a in arms if a != BASELINE], slots, where, cost)
+                for arm in arms:
+                    tables += _arm_rows(court, context, arm, slots, where, cost, gains.get(arm))
     return tables
 
 
-def _arm_rows(court: Court, context: Context, arm: Arm, slots: int, where: str, cost: str) -> list[pa.Table]:
+def _gains(
+    court: Court, arms: Sequence[Arm], slots: int, where: str, cost: str
+) -> dict[Arm, tuple[Interval, float, str]]:
+    """By arm: time saved against LRU, Holm-adjusted p, and "better", "worse" or "cannot tell"."""
+    margin = MARGIN * court.tpot(BASELINE, slots, where, cost)
+    samples = samples_for(len(arms))
+    found = [court.saved(arm, BASELINE, slots, where, cost, margin=margin, samples=samples) for arm in arms]
+    adjusted = holm([p for _, p in found])
+    return {
+        arm: (gain, float(p), worded(gain, float(p), margin, court.trace.sequences))
+        for arm, (gain, _), p in zip(arms, found, adjusted, strict=True)
+    }
+
+
+def worded(gain: Interval, p: float, margin: float, sequences: int) -> str:
+    """What `statistics.verdict` says of time saved: "better", "worse" or "cannot tell"."""
+    return WORDS.get(verdict(gain, p, margin=margin, clusters=sequences), CANNOT_TELL)
+
+
+def _arm_rows(
+    court: Court, context: Context, arm: Arm, slots: int, where: str, cost: str, against: tuple[Interval, float, str] | None
+) -> list[pa.Table]:  # fmt: skip
     found = court.timed(arm, slots, where, cost)
     decided = court.decided(arm, slots, where, cost)
-    model, facts = court.cost(cost)
-    tokens = float(facts.outputs.sum())
+    (model, facts), summary = court.cost(cost), found.summary()
+    passes = len(facts.decode)  # a token each, a prompt one: bytes are counted of prompts too
     at = context.at(
         experiment="prefetch_time", trace=named(context.trace, cost), policy=arm.policy, predictor=arm.predictor,
         case=arm.planner, kind="demand" if arm.planner == NONE else "proactive", scope="layer", reset="sequence", slots=slots,
@@ -229,20 +281,25 @@ def _arm_rows(court: Court, context: Context, arm: Arm, slots: int, where: str, 
         at.rows("bound_share", "share", bound / found.seconds, numerator=bound, denominator=found.seconds),
         at.rows("hit_rate", "share", hits / accesses, numerator=hits, denominator=accesses),
     ]
-    if arm == BASELINE:
+    loaded = sum(float(summary[f"bytes_{name}"]) for name in ("demand", "fill", "proactive"))
+    tables.append(at.rows("bytes_loaded", "bytes/pass", loaded / passes))
+    if against is None:
         return tables
-    gain, p = court.saved(arm, BASELINE, slots, where, cost)
+    gain, p, said = against
+    stalled = court.timed(BASELINE, slots, where, cost).summary()["tpot_exposed_s"] - summary["tpot_exposed_s"]
+    tables.append(at.rows("stall_saved", "s/token", stalled, baseline="lru"))
+    if arm.predictor in court.predicting:
+        tables.append(at.rows("predicting", "s/token", court.predict_s(arm, where, cost)))
     known = arm.predictor in (*court.predictors, ORACLE)
     tables.append(
-        at.rows("tpot_saved", "s/token", gain.estimate, lo=gain.lo, hi=gain.hi, p_value=p, baseline="lru",
+        at.rows("tpot_saved", "s/token", gain.estimate, lo=gain.lo, hi=gain.hi, p_value=p, baseline="lru", verdict=said,
                 x=court.recall(arm.predictor) if known else None)
     )  # fmt: skip
     if arm.planner != NONE:
-        summary = found.summary()
         shadow = court.decided(Arm(arm.predictor, NONE, arm.policy), slots, where, cost).decisions
         harmful = outcomes(decided.decisions, shadow).counts()["harmful"] * float(model.expert_bytes[0])
         ends = {name: float(summary[f"bytes_{name}"]) for name in ENDS} | {"harmful": harmful}
-        tables += [at.rows(f"bytes_{name}", "bytes/token", value / tokens) for name, value in ends.items()]
+        tables += [at.rows(f"bytes_{name}", "bytes/pass", value / passes) for name, value in ends.items()]
     return tables
 
 

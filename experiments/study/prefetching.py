@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from rgpu.experiments.injected import with_kernel
 from rgpu.experiments.study import break_even
+from rgpu.experiments.study.predicting_time import work_of
 from rgpu.experiments.study.prefetch_time import COST, FEW, MACHINES, ORACLE, SHARE, Court, arms_of, rows
 from rgpu.experiments.study.prefetch_verdict import DEFAULT, FREE, judge
 from rgpu.predictors.gate_lookahead import GateLookahead
@@ -25,12 +26,13 @@ SHARES = (0.25, 0.5)
 
 def run(
     context: Context, calibration: Trace, scored: Trace, model: Path | str, out: Path, quick: bool,
-    fitted: Mapping[str, Any] | None = None,
+    fitted: Mapping[str, Any] | None = None, seen: bool = False,
 ) -> tuple[list[pa.Table], dict[str, Any]]:  # fmt: skip
     """(rows of `prefetch_time` and `prefetch_break_even`, document with the verdicts and where the atlas lies).
 
     Traces with hidden states and of other documents: predictors are fitted on one, everything is timed on the other.
     `fitted`: predictors fitted on `calibration`, by name; gate look-ahead and the default's are made where they lack.
+    `seen`: the default was chosen on scored documents.
     """
     began = time.perf_counter()
     found = dict(fitted or {})
@@ -42,19 +44,27 @@ def run(
     names = [FREE.predictor, DEFAULT.predictor] if quick else list(found)
     some = scored.select(np.arange(scored.sequences)[: None if quick else GRID_SEQUENCES])
     at = context.at(method="replay", trace_tokens=some.tokens)
-    court = Court(some, {name: found[name] for name in names})
+    work = {name: work_of(found[name], some) for name in names}
+    court = Court(some, {name: found[name] for name in names}, predicting=work)
     shares, machines = ((SHARE,), FEW) if quick else (SHARES, FEW)
     arms = arms_of([*names, ORACLE], quick)
     with tqdm(total=len(arms) * len(shares), desc="prefetching", unit="arm", disable=None) as bar:
         tables = rows(court, at, arms, shares, machines, bar)
-    whole = court if quick else Court(scored, {n: found[n] for n in (FREE.predictor, DEFAULT.predictor)})
+    judged = (FREE.predictor, DEFAULT.predictor)
+    whole = court if quick else Court(scored, {n: found[n] for n in judged}, predicting=work)
     costs = (COST,) if quick else (COST, "reference")
-    verdicts = [judge(whole, share, FEW if quick else MACHINES, cost) for cost in costs for share in shares]
+    verdicts = [judge(whole, share, FEW if quick else MACHINES, cost, seen) for cost in costs for share in shares]
     few = scored.select(np.arange(scored.sequences)[: QUICK_SEQUENCES if quick else ATLAS_SEQUENCES])
     points = break_even.atlas(few, break_even.QUICK if quick else break_even.Grid())
     tables += break_even.rows(points, context.at(method="replay", trace_tokens=few.tokens))
     document = {
         "simulated": True,
+        "sequences": {
+            "calibration": calibration.sequences,
+            "verdicts": scored.sequences,
+            "grid": some.sequences,
+            "atlas": few.sequences,
+        },
         "verdicts": verdicts,
         "atlas": break_even.write(points, out),
         "atlas_points": len(points),

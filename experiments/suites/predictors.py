@@ -10,6 +10,7 @@ import pyarrow as pa
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
+from rgpu.errors import InputError
 from rgpu.experiments.plot import render
 from rgpu.experiments.study.stages import Stages
 from rgpu.experiments.suites.predicting.fitting import Bench, names
@@ -25,6 +26,8 @@ from rgpu.results.rows import append, read
 
 FIGURES = ("recall", "layers", "accuracy", "calibration", "next_token", "transfer", "cost", "switches")
 UNPUBLISHED = "nothing published"  # to compare with: the figure is ours
+PART = "prefetching"  # that a run may be asked for alone
+NEEDED = {"gate_lookahead", "linear"}  # by the verdict on prefetching
 QUICK = "Quick form: little text and short training. Numbers are for looking, not for quoting."
 LACKS = "what was published needs hidden states or domains that this trace does not have"
 SMALL = (
@@ -55,21 +58,23 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     out = Path(cfg.out)
     config = OmegaConf.to_container(cfg, resolve=True)
     facts = manifest(config)
-    families = names()
+    asked = cfg.get("predicting") or {}
+    families, alone = list(asked.get("families") or names()), asked.get("only") == PART
+    _check(families, asked.get("only"))
     stages = Stages(out, config_hash({"config": config, "commit": facts["commit"], "families": families, "suite": 1}))
-    found, missing = gather(cfg, stages.folder / "traces")
+    found, missing = gather(cfg, stages.folder / "traces", further=not alone)
     bench = Bench(stages.folder / "fitted", bool(cfg.quick), families, stamp(config, seed=cfg.seed))
     tables: list[pa.Table] = []
     reasons: dict[str, dict[str, str]] = {}
-    modules = figures()
+    modules = [] if alone else figures()
     for module in tqdm(modules, desc="figures", disable=None):
         own, reasons[module.ABOUT.id] = compute(module, bench, found, stages)
         tables += own
         for trace in sorted({name for t in own for name in t["trace"].to_pylist()}):
             tables += marks.value_rows(module.ABOUT.figure, module.ABOUT.id, trace, bench.provenance)
-    for material in found:  # what a continued run did not fit again
+    for material in found[: 1 if alone else None]:  # what a continued run did not fit again
         bench.usable(material)
-    timed, judged_in_time = prefetching(bench, found, stages, out)
+    timed, judged_in_time = prefetching(bench, found, stages, out, Path(cfg.traces) / "reference_hidden.safetensors")
     tables += timed
     path = out / "rows.parquet"
     path.unlink(missing_ok=True)
@@ -98,6 +103,19 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     build_page(result, index, [m.subject for m in found], facts, out, title="Predictors of routed experts", how=HOW)
     stages.clear()
     return result
+
+
+def _check(families: list[str], only: str | None) -> None:
+    if unknown := sorted(set(families) - set(names())):
+        raise InputError(
+            f"predicting.families: got {', '.join(unknown)}; expected some of conf/predictor; choose others"
+        )
+    if not set(families) >= NEEDED:
+        raise InputError(
+            f"predicting.families: got {', '.join(families)}; expected gate_lookahead and linear; add them"
+        )
+    if only not in (None, PART):
+        raise InputError(f"predicting.only: got {only!r}; expected null or {PART}; set predicting.only={PART}")
 
 
 def unpublished(figure: dict[str, Any]) -> dict[str, Any]:

@@ -79,6 +79,8 @@ class Controller:
             raise InputError(f"replay.touch_order: got {touch_order!r}; expected one of {', '.join(TOUCH_ORDERS)}")
         self.policy, self.shape, self.predictor, self.planner = policy, shape, predictor, planner
         self.layout = lay_out(pool, policy, shape)
+        if told := getattr(planner, "told", None):  # a planner may ask how much room there is
+            told(self.layout.main, self.layout.pool_of)
         self.feature = policy.traits.feature if feature is None else feature
         width = {"": 0, "hidden": shape.hidden}.get(self.feature, shape.experts)
         self._m, self._f, self._fill = initial_state(self.layout, policy, shape, self.feature, width, calibration, seed)

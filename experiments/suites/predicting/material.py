@@ -40,8 +40,9 @@ class Material:
     more: dict[str, Trace] = field(default_factory=dict)
 
 
-def gather(cfg: DictConfig, folder: Path) -> tuple[list[Material], list[str]]:
-    """(materials, what is left out and why). Forced traces are kept in `folder` while the run lasts."""
+def gather(cfg: DictConfig, folder: Path, further: bool = True) -> tuple[list[Material], list[str]]:
+    """(materials, what is left out and why). Forced traces are kept in `folder` while the run lasts; `further`: the
+    traces beside the subject, too."""
     source = Path(cfg.traces) / "reference.safetensors"
     if not source.is_file() or not Path(cfg.model).is_dir() or not Path(cfg.heldout).is_dir():
         raise InputError(
@@ -60,7 +61,7 @@ def gather(cfg: DictConfig, folder: Path) -> tuple[list[Material], list[str]]:
     if not (np.sort(forced.expert_ids, 2) == np.sort(whole.expert_ids, 2)).all():
         raise ConsistencyError("reading the reference trace's tokens again routed some of them to other experts")
     more: dict[str, Trace] = {}
-    if not cfg.quick:
+    if further and not cfg.quick:
         longest = int(np.diff(whole.seq_offsets).max())
         texts = [replace(p, meta={**p.meta, "kind": "text"}) for p in read_prompts(cfg.heldout, tokenizer, longest)]
         more["text"] = read_stepwise(reader, texts, "text")

@@ -9,8 +9,9 @@ import pyarrow as pa
 from rgpu.experiments.study.prefetching import run
 from rgpu.experiments.study.stages import Stages
 from rgpu.experiments.suites.predicting.fitting import Bench
-from rgpu.experiments.suites.predicting.material import Material, window
+from rgpu.experiments.suites.predicting.material import Material, documents, window, without
 from rgpu.experiments.suites.published.record import note
+from rgpu.traces.storage import load_trace
 
 TOKENS = 112  # of each scored sequence, from its beginning: enough for narrow intervals, and all run for minutes
 FIGURES = {
@@ -23,23 +24,29 @@ PAPER = "not published in this form; after the negative results of BigMoeOnEdge 
 SAME = "prefetch judged by time per token, not by recall"
 DIFFERS = (
     "simulated: the reference model's routing, timed with the layers of gpt-oss-20b; "
-    "the time that predicting takes is left out"
+    "what predicting takes is in the verdict, measured on this CPU, and not in the other figures"
 )
 
 
 def prefetching(
-    bench: Bench, found: list[Material], stages: Stages, out: Path
+    bench: Bench, found: list[Material], stages: Stages, out: Path, chosen_on: Path
 ) -> tuple[list[pa.Table], dict[str, Any]]:
-    """(rows, document) on the first material with a model; finished ones are kept. Nothing where there is none."""
+    """(rows, document) on the first material with a model; finished ones are kept. Nothing where there is none.
+
+    Scored sequences of a document that the trace at `chosen_on` has, which the default was chosen on, are left out; if that
+    leaves none, all are timed and nothing is said of the default."""
     material = next((m for m in found if m.model), None)
     if material is None:
         return [], {}
 
     def make() -> list[pa.Table]:
         calibration, scored = material.subject.calibration, window(material.subject.scored, 0, TOKENS)
+        other = without(scored, documents(load_trace(chosen_on, hidden=False)))
+        seen = not other.sequences
+        scored = scored if seen else other
         fitted = {name: bench.fitted(name, material, calibration, "calibration") for name in bench.usable(material)}
         context = bench.context(material, "prefetch_time")
-        tables, made = run(context, calibration, scored, material.model, out, bench.quick, fitted)
+        tables, made = run(context, calibration, scored, material.model, out, bench.quick, fitted, seen)
         stages.document("prefetching", lambda: made)
         return tables
 
