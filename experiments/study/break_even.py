@@ -109,7 +109,8 @@ def _decided(
 ) -> tuple[DecisionLog, list[DecisionLog], list[DecisionLog]]:
     """Decisions of LRU without prefetch; at every recall those of the policy that loads nothing ahead, and those that do."""
     pool, top_k = PoolConfig(slots=slots), trace.header.top_k
-    idle, made = [], []
+    idle: list[DecisionLog] = []
+    made: list[DecisionLog] = []
     for recall in recalls:
         source = RecordedForecasts(Oracle(horizon=lead, recall=recall, seed=seed).fit(trace), trace, lead)
         if not idle or POLICIES[policy].traits.forecast:  # a policy without a forecast evicts alike at every recall

@@ -5,7 +5,7 @@ and operations of `conf/cost`, labelled in the trace's name. Legend: S sequences
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from rgpu.contracts import Planner
 from rgpu.experiments.study.predicting_time import Work
+from rgpu.experiments.study.time_saved import MARGIN, worded
 from rgpu.experiments.suites.published.clock import machine, yamls
 from rgpu.planning.adaptive_width import AdaptiveWidth
 from rgpu.planning.budgeted import Budgeted
@@ -42,7 +43,7 @@ from rgpu.replay.timing.result import TimingResult
 from rgpu.replay.timing.simulate import simulate
 from rgpu.results.pairs import samples_for
 from rgpu.results.rows import Context
-from rgpu.results.statistics import CANNOT_TELL, PAIR_SAMPLES, Interval, holm, paired_difference, verdict
+from rgpu.results.statistics import PAIR_SAMPLES, Interval, holm, paired_difference
 from rgpu.traces.trace import Trace
 
 MACHINES = ("rtx4060_laptop", "rtx3060", "rtx5060ti", "rtx4090", "rtx5090", "h200")
@@ -50,8 +51,6 @@ FEW = ("rtx4060_laptop", "rtx4090", "h200")
 COST = "gpt_oss_20b"  # 32 experts, top-4, like the reference model
 SHARE = 0.25
 NONE, ORACLE = "none", "oracle"
-MARGIN = 0.005  # of the time it is held against: what counts as a difference
-WORDS = {"higher": "better", "lower": "worse"}  # of time saved
 TIMED = ("budgeted", "expected_value")  # planners whose decisions depend on the machine
 POLICIES: dict[str, Policy] = {"lru": Lru(), "joint_forecast": JointForecast()}
 ENDS = ("useful", "late", "wasted", "cancelled", "pending")
@@ -72,11 +71,8 @@ FREE = Arm("gate_lookahead", "top_k")  # untrained look-ahead as systems ship it
 
 def planner_of(arm: Arm, top_k: int, time: LinkTime) -> Callable[[], Planner]:
     """Makes the planner of an arm, at widths that fit a model's top-k."""
-    link: dict[str, Any] = {
-        "copy_us": 1e6 * time.copy_s,
-        "dense_us": 1e6 * time.dense_s,
-        "experts_us": 1e6 * time.experts_s,
-    }
+    us = {name: 1e6 * seconds for name, seconds in asdict(time).items()}
+    link: dict[str, Any] = {name.replace("_s", "_us"): value for name, value in us.items()}
     joint = arm.policy == "joint_forecast"
     made: dict[str, Callable[[], Planner]] = {
         NONE: NoPrefetch,
@@ -253,11 +249,6 @@ def _gains(
         arm: (gain, float(p), worded(gain, float(p), margin, court.trace.sequences))
         for arm, (gain, _), p in zip(arms, found, adjusted, strict=True)
     }
-
-
-def worded(gain: Interval, p: float, margin: float, sequences: int) -> str:
-    """What `statistics.verdict` says of time saved: "better", "worse" or "cannot tell"."""
-    return WORDS.get(verdict(gain, p, margin=margin, clusters=sequences), CANNOT_TELL)
 
 
 def _arm_rows(

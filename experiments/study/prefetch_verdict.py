@@ -7,7 +7,8 @@ is measured and added to every pass, as if the device waited for it.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rgpu.experiments.study.prefetch_time import BASELINE, FREE, MARGIN, NONE, ORACLE, Arm, Court, slots_of, worded
+from rgpu.experiments.study.prefetch_time import BASELINE, FREE, NONE, ORACLE, Arm, Court, slots_of
+from rgpu.experiments.study.time_saved import MARGIN, worded
 from rgpu.results.statistics import CANNOT_TELL, MIN_CLUSTERS, Interval, holm
 
 DEFAULT = Arm("linear", "expected_value", "joint_forecast")

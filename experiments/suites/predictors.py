@@ -60,7 +60,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     facts = manifest(config)
     asked = cfg.get("predicting") or {}
     families, alone = list(asked.get("families") or names()), asked.get("only") == PART
-    _check(families, asked.get("only"))
+    check(families, asked.get("only"))
     stages = Stages(out, config_hash({"config": config, "commit": facts["commit"], "families": families, "suite": 1}))
     found, missing = gather(cfg, stages.folder / "traces", further=not alone)
     bench = Bench(stages.folder / "fitted", bool(cfg.quick), families, stamp(config, seed=cfg.seed))
@@ -105,7 +105,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     return result
 
 
-def _check(families: list[str], only: str | None) -> None:
+def check(families: list[str], only: str | None) -> None:
+    """`InputError` where a run is asked for families or a part that there are not."""
     if unknown := sorted(set(families) - set(names())):
         raise InputError(
             f"predicting.families: got {', '.join(unknown)}; expected some of conf/predictor; choose others"

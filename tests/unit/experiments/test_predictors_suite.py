@@ -1,6 +1,7 @@
 """`rgpu reproduce suite=predictors`: its parts by hand, its verdicts on made-up rows, and the quick form as a whole."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,19 @@ from omegaconf import OmegaConf
 
 from rgpu.errors import InputError
 from rgpu.experiments.reproduce import suite_named
+from rgpu.experiments.study.stages import Stages
 from rgpu.experiments.suites import predictors as suite
-from rgpu.experiments.suites.predicting import accuracy, cost, fitting, layers, next_token, recall, switches, transfer
+from rgpu.experiments.suites.predicting import (
+    accuracy,
+    cost,
+    fitting,
+    layers,
+    next_token,
+    prefetch,
+    recall,
+    switches,
+    transfer,
+)
 from rgpu.experiments.suites.predicting.fitting import Bench
 from rgpu.experiments.suites.predicting.material import Material, documents, only, read_again, window, without
 from rgpu.experiments.suites.predicting.reading import each
@@ -30,6 +42,7 @@ from rgpu.experiments.suites.published.subjects import halves
 from rgpu.experiments.suites.published.values import values_of
 from rgpu.results.rows import frame, read
 from rgpu.results.statistics import Interval
+from rgpu.traces.storage import save_trace
 from rgpu.traces.trace import Trace
 from tests.predicting import EXPERTS, LAYERS, TOP_K, learnable_trace
 from tests.predictor_rows import predictor_rows
@@ -265,6 +278,40 @@ def test_verdicts_of_made_up_rows() -> None:
     ours = suite.unpublished({"paper": "not published", "numbers": lacking, "by_trace": {"t": NOT_TESTABLE}})
     assert ours["status"] == ours["by_trace"]["t"] == NOT_TESTABLE
     assert all(values_of(m) for m in ("recall", "layers", "accuracy", "transfer", "next_token"))
+
+
+def test_prefetching_leaves_out_what_the_default_was_chosen_on(
+    bench: Bench, trace: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = replace(trace, token_ids=np.arange(trace.tokens, dtype=np.int32))  # no two sequences alike
+    material = Material(halves("toy", "made up", trace), "a model")
+    scored = [m["document"] for m in material.subject.scored.header.sequences]
+    kept: list[tuple[list[str], bool]] = []
+
+    def judged_run(*args: Any) -> tuple[list[pa.Table], dict[str, Any]]:
+        kept.append(([m["document"] for m in args[2].header.sequences], args[-1]))
+        return list(predictor_rows(CONTEXT)), {}
+
+    monkeypatch.setattr(prefetch, "run", judged_run)
+    for name, chosen in (("some", trace.select(np.arange(4))), ("all", trace)):
+        save_trace(chosen, tmp_path / f"{name}.safetensors")
+        stages = Stages(tmp_path, name)
+        prefetch.prefetching(bench, [material], stages, tmp_path, tmp_path / f"{name}.safetensors")
+    assert kept[0] == ([d for d in scored if d not in {"d0", "d1", "d2", "d3"}], False) and len(kept[0][0]) < len(
+        scored
+    )
+    assert kept[1] == (scored, True)  # nothing else is left: timed, and no verdict
+
+
+def test_what_is_asked_of_the_suite() -> None:
+    suite.check(["gate_lookahead", "linear"], None)
+    for families, part in (
+        (["linear"], None),
+        (["gate_lookahead", "linear", "nothing"], None),
+        (suite.names(), "recall"),
+    ):
+        with pytest.raises(InputError, match=r"predicting\.(families|only): got .*; expected"):
+            suite.check(families, part)
 
 
 def test_the_quick_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,27 @@ def test_joint_value_pays_for_what_has_to_leave() -> None:
     assert [k.expert for k in ExpectedValue(**given).plan(rows, resident)] == [0, 1, 2, 3]
 
 
+def test_joint_value_charges_nobody_while_slots_are_free() -> None:
+    probs = np.zeros((2, EXPERTS), np.float32)
+    probs[0] = [0.9, 0.8, 0.7, 0.6, 0.5, 0.75, 0.78, 0.0]
+    rows = Forecast(np.array([1, 0]), np.array([0, 1]), probs)
+    resident = NOTHING.copy()
+    resident[1, 4:7] = True
+    given = {"copy_us": 1.0, "dense_us": 100.0, "horizon": 1, "waste": 0.0, "joint": True}
+
+    def loads(*slots: int) -> list[int]:
+        planner = ExpectedValue(**given)
+        if slots:
+            pool_of = np.arange(LAYERS) if len(slots) == LAYERS else np.zeros(LAYERS, np.int64)
+            planner.told(list(slots), pool_of)
+        return [k.expert for k in planner.plan(rows, resident)]
+
+    assert loads() == loads(3, 3, 3, 3) == [0, 1]  # 0.5 and 0.75 leave; 0.78 is worth more than 0.7
+    assert loads(5, 5, 5, 5) == [0, 1, 2]  # two are free, then 0.5 leaves for 0.7, and nothing for 0.6 < 0.75
+    assert loads(7) == [0, 1, 2, 3]  # one pool of seven slots: four are free
+    assert loads(9, 9, 9, 9) == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("bad", [{"copy_us": 0.0}, {"dense_us": -1.0}, {"experts_us": float("nan")}])
 @pytest.mark.parametrize("planner", [Budgeted, ExpectedValue])
 def test_bad_parameters(planner: Any, bad: dict[str, float]) -> None:
