@@ -1,6 +1,7 @@
 """What is said of a predictor beside its totals: intervals, pairs, domains, distances from a switch, cost, `rgpu train`."""
 
 import json
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from rgpu.results.rows import Context, frame
 from rgpu.results.statistics import bootstrap, paired_difference
 from rgpu.traces.split import split
 from rgpu.traces.storage import save_trace
-from rgpu.traces.trace import Trace
+from rgpu.traces.trace import DECODE, Trace
+from rgpu.types import RoutingEvent
 from tests.predicting import EXPERTS, LAYERS, TOP_K, learnable_trace
 
 
@@ -133,11 +135,36 @@ def test_cost_by_a_clock_of_ours(trace: Trace) -> None:
     ticks = count()
     fitted = Popularity(horizon=2).fit(trace)
     cost = cost_of(fitted, trace, events=100, clock=lambda: next(ticks) * 1e-3)
-    assert cost.events == 100 and cost.us == cost.us_lo == cost.us_hi == 100  # a tick a chunk of ten events
+    assert (
+        cost.events == 104 and cost.us == cost.us_lo == cost.us_hi == 250
+    )  # whole passes; a tick each, of four events
     assert cost.parameters == LAYERS * EXPERTS and cost.state_bytes == 4 * LAYERS * EXPERTS
     assert cost.flops == 0 and cost.bytes_read == 4 * EXPERTS * np.mean([3, 3, 2, 1])
     with pytest.raises(InputError, match="before any event"):
         fitted.predict()
+
+
+def test_cost_is_of_decoding_and_sequences_are_reset(trace: Trace) -> None:
+    now, resets = [0.0], []
+
+    class Timed(Popularity):
+        def reset(self) -> None:
+            resets.append(now[0])
+            now[0] += 1.0
+            super().reset()
+
+        def observe(self, event: RoutingEvent) -> None:
+            now[0] += 1e-6 if event.phase_T is not None and (event.phase_T == DECODE).all() else 0.5
+            super().observe(event)
+
+    fitted = Timed().fit(trace)
+    for events, sequences in ((40, 1), (300, 4)):  # 104 events of decoding a sequence
+        resets.clear()
+        cost = cost_of(fitted, trace, events=events, clock=lambda: now[0])
+        assert cost.us == cost.us_lo == cost.us_hi == 1.0 and len(resets) == sequences + 1
+    prompts = replace(trace, phase=np.zeros(trace.tokens, np.uint8))
+    assert cost_of(fitted, prompts, events=40, clock=lambda: now[0]).us == 5e5
+    assert cost_of(fitted, replace(trace, phase=None), events=40).events > 0
 
 
 def test_a_predictor_that_does_not_say_what_it_reads(trace: Trace) -> None:
