@@ -38,8 +38,10 @@ def choose(names: Sequence[str] | None) -> list[ModuleType]:
     return [m for m in modules if not names or m.NAME in names]
 
 
-def render(table: pd.DataFrame, folder: str | Path, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Draw each figure once for each trace into `folder`, with an index beside them.
+def render(
+    table: pd.DataFrame, folder: str | Path, names: Sequence[str] | None = None, endings: Sequence[str] = style.ENDINGS
+) -> dict[str, Any]:
+    """Draw each figure once for each trace into `folder`, as files with these endings, with an index beside them.
 
     -> `{"figures": [{name, title, guide, trace, caption, files}], "skipped": [{name, title, reason}]}`, files relative
     to `folder`. A figure whose rows are absent is listed as skipped, never drawn empty.
@@ -56,7 +58,7 @@ def render(table: pd.DataFrame, folder: str | Path, names: Sequence[str] | None 
             except style.MissingRows as error:
                 reasons.append(str(error))
                 continue
-            files = style.save(figure, folder, f"{module.NAME}-{_slug(str(trace))}")
+            files = style.save(figure, folder, f"{module.NAME}-{_slug(str(trace))}", endings)
             caption = figure.get_supxlabel().replace("\n", " ")
             drawn.append({**about, "trace": str(trace), "caption": caption, "files": [f.name for f in files]})
         if len(reasons) == len(parts):

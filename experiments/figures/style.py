@@ -87,6 +87,9 @@ RESETS = {"none": "warm pool", "sequence": "cold: emptied per sequence", "batch"
 SCOPES = {"layer": "slots per layer", "global": "one global pool"}
 
 
+ENDINGS = ("svg", "png")
+
+
 class MissingRows(InputError):
     """The rows a figure reads are not in the table; it is skipped, never drawn empty."""
 
@@ -248,13 +251,16 @@ def footer(figure: Figure, table: pd.DataFrame, note: str = "") -> None:
         figure.text(0.995, 0.995, "SYNTHETIC", ha="right", va="top", fontsize=9, color="#c62828", weight="bold")
 
 
-def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
-    """Write `<name>.svg` and `<name>.png` into `folder`, atomically; no date inside: equal data give equal files."""
+def save(figure: Figure, folder: str | Path, name: str, endings: Sequence[str] = ENDINGS) -> list[Path]:
+    """Write `<name>.svg` and `<name>.png` (or one of them) into `folder`, atomically.
+
+    No date inside: equal data give equal files.
+    """
     paths = []
     with matplotlib.rc_context(RC):
         figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once, for both files
-    for ending in ("svg", "png"):
+    for ending in endings:
         buffer = BytesIO()
         with matplotlib.rc_context(RC):
             metadata = {"Date": None} if ending == "svg" else {"Software": None}

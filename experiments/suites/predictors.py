@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from rgpu.errors import InputError
+from rgpu.experiments.figures.style import ENDINGS
 from rgpu.experiments.plot import render
 from rgpu.experiments.study.stages import Stages
 from rgpu.experiments.suites.predicting.fitting import Bench, names
@@ -80,7 +81,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     path.unlink(missing_ok=True)
     append(path, tables)
     rows = read(path)
-    index = render(rows, out / "figures", [*(m.ABOUT.figure for m in modules), *PREFETCH])
+    drawn = [*(m.ABOUT.figure for m in modules), *PREFETCH]
+    index = render(rows, out / "figures", drawn, ENDINGS[:1] if cfg.quick else ENDINGS)
     judged = [unpublished(document(m, rows, reasons[m.ABOUT.id], set(), index, out / "figures")) for m in modules]
     judged += records(judged_in_time, index, out / "figures", UNPUBLISHED)
     refused = [f"{name} on {trace}: {why}" for trace, own in bench.refused.items() for name, why in own.items()]

@@ -76,7 +76,7 @@ def gather(cfg: DictConfig, folder: Path, further: bool = True) -> tuple[list[Ma
         return found, ["gpt-oss-20b: its trace was not there (shared folder)"]
     said = "openai/gpt-oss-20b decode on mixed QA, no prefill recorded (AmanPriyanshu/GPT-OSS-MoE-ExpertFingerprinting)"
     trace = load_trace(path)
-    few = np.sort(np.random.default_rng(cfg.seed).permutation(trace.sequences)[: 12 if cfg.quick else 80])
+    few = np.sort(np.random.default_rng(cfg.seed).permutation(trace.sequences)[: 8 if cfg.quick else 80])
     trace = window(trace.select(few), 0, QUICK_TOKENS if cfg.quick else 320)
     return [*found, Material(halves("gpt-oss-20b", said, trace))], []
 

@@ -314,8 +314,7 @@ def test_what_is_asked_of_the_suite() -> None:
             suite.check(families, part)
 
 
-def test_the_quick_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suite, "names", lambda: ["popularity", "gate_lookahead", "linear"])
+def test_the_quick_form(tmp_path: Path) -> None:
     paths = {"traces": "assets/traces", "model": "assets/reference", "heldout": "assets/heldout"}
     cfg = OmegaConf.create({**paths, "shared": str(tmp_path), "out": str(tmp_path / "out"), "quick": True, "seed": 0})
     run, out = suite_named("predictors")
@@ -324,8 +323,11 @@ def test_the_quick_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert [f["id"] for f in document["figures"]] == [*suite.FIGURES, *suite.PREFETCH]
     assert document["prefetching"]["verdicts"][0]["says"]
     assert document["refused"] == {"reference": {}} and "gpt-oss-20b" in " ".join(document["limits"])
+    assert document["families"] == fitting.names()
+    assert document["statuses"]["switches"] == NOT_TESTABLE  # its text is not read again
     for figure in document["figures"]:
         assert figure["files"] or figure["id"] == "switches"
+        assert all(file.endswith(".svg") for file in figure["files"])
     rows = read(document["rows"])
     recall = rows[(rows["experiment"] == "predictor_recall") & (rows["metric"] == "recall") & (rows["horizon"] == 1)]
     best = recall[recall["width"] == 4].set_index("predictor")["value"].astype(float)
