@@ -76,7 +76,7 @@ def cost_of(predictor: Any, trace: Trace, events: int = EVENTS, clock: Callable[
 
 
 def _passes(trace: Trace, events: int) -> list[tuple[bool, bool, list[RoutingEvent]]]:
-    """Passes up to `events` that count: (begins a sequence, counts, its events). Decoding counts; all do where nothing decodes."""
+    """Passes up to `events` that count: (begins a sequence, counts, its events). Without decoding all of them count."""
     order, starts, _ = pass_groups(trace)
     sequence_P = np.repeat(np.arange(trace.sequences), np.diff(trace.seq_offsets))[order][starts[:-1]]
     first_P = np.r_[True, sequence_P[1:] != sequence_P[:-1]]
