@@ -19,7 +19,7 @@ PANELS = (("accuracy", "accuracy over all experts"), ("exact_match", "exact matc
 
 def draw(table: pd.DataFrame, figure: Figure) -> None:
     own, said = marks.select(table, NAME, ["accuracy", "exact_match", "accuracy_of_none"])
-    axes = style.panels(figure, 2, width=4.4, height=style.tall(own["predictor"].nunique() + 2, 4.2))
+    axes = style.panels(figure, 2, width=4.4, height=style.tall(own["predictor"].nunique() + 4, 4.2))
     for axis, (metric, label) in zip(axes, PANELS, strict=True):
         rates = own[own["metric"] == metric]
         for name in style.policy_order(rates["predictor"].dropna().unique()):
