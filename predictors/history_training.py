@@ -13,7 +13,7 @@ from rgpu.predictors.descent import Parameters, whole
 from rgpu.predictors.history import vocabulary_rows
 from rgpu.predictors.popularity import popularity
 from rgpu.predictors.training_rows import HiddenRows, Rows
-from rgpu.predictors.training_scores import STEP, Batches, mean_recall, plackett_luce
+from rgpu.predictors.training_scores import Batches, mean_recall, plackett_luce
 from rgpu.traces.trace import Trace
 
 States = Callable[[Parameters, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]], torch.Tensor]
@@ -91,7 +91,7 @@ class HistoryProblem:
 
     @torch.no_grad()
     def held(self, parameters: Parameters) -> Batches:
-        for windows_UT in self._held_UT.split(max(1, STEP // self.speaks)):
+        for windows_UT in self._held_UT.split(max(1, self.rows.together(0) // self.speaks)):
             yield self.logits(parameters, windows_UT)
 
     def score(self, parameters: Parameters) -> torch.Tensor:

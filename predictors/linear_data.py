@@ -24,16 +24,20 @@ class Whitening:
         for _, x_LBD in hidden.chunks(fit):
             total_LD += x_LBD.sum(1)
         self.mean_L1D = (total_LD / len(fit)).float()[:, None]
-        covariance = torch.zeros(layers, size, size, dtype=torch.float64)
+        covariance = [torch.zeros(size, size, dtype=torch.float64) for _ in range(layers)]
         for _, x_LBD in hidden.chunks(fit):
-            centred = x_LBD - self.mean_L1D
-            covariance += centred.transpose(1, 2) @ centred
-        found = np.linalg.eigh((covariance / len(fit)).numpy())  # torch's batched one is slow where threads compete
-        values_LD, self._axes_LDD = (torch.from_numpy(part).float() for part in found)
-        self._variance_LD = values_LD.clamp(min=0)
+            for layer, x_BD in enumerate(x_LBD):
+                centred = x_BD - self.mean_L1D[layer]
+                covariance[layer] += centred.T @ centred
+        self._variance_LD = torch.zeros(layers, size)
+        self.matrix_LDD = torch.zeros(layers, size, size)  # axes, until they are scaled
+        for layer in reversed(range(layers)):  # one at a time: of a large model all of them would be gigabytes more
+            values_D, axes_DD = np.linalg.eigh(covariance.pop().numpy() / len(fit))
+            self._variance_LD[layer] = torch.from_numpy(values_D).float().clamp(min=0)
+            self.matrix_LDD[layer] = torch.from_numpy(axes_DD)
         self._mean_L1 = self._variance_LD.mean(1, keepdim=True) + 1e-12
         self._scale_LD = torch.sqrt(self._variance_LD + FLOOR * self._mean_L1)
-        self.matrix_LDD = self._axes_LDD / self._scale_LD[:, None]
+        self.matrix_LDD /= self._scale_LD[:, None]
         self._kept_LND: torch.Tensor | None = None
         if len(rows) and 4 * layers * (int(rows.max()) + 1) * size <= KEPT_BYTES:
             kept_LND = torch.zeros(layers, int(rows.max()) + 1, size)
@@ -58,4 +62,4 @@ class Whitening:
 
     def whitened(self, layer: int, weight_DE: torch.Tensor) -> torch.Tensor:
         """The map of whitened inputs that does what `weight_DE` does to centred ones."""
-        return self._scale_LD[layer][:, None] * (self._axes_LDD[layer].T @ weight_DE)
+        return self._scale_LD[layer][:, None] ** 2 * (self.matrix_LDD[layer].T @ weight_DE)

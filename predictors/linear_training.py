@@ -13,7 +13,7 @@ import torch
 
 from rgpu.predictors.descent import Parameters, Schedule, descend
 from rgpu.predictors.linear_data import Whitening
-from rgpu.predictors.training_rows import READ, HiddenRows, Rows
+from rgpu.predictors.training_rows import HiddenRows, Rows, at_once
 from rgpu.predictors.training_scores import batches, mean_recall, plackett_luce, temperature
 from rgpu.traces.trace import Trace
 
@@ -53,7 +53,7 @@ def train(
     best, curve = descend("linear", start, problem, schedule, checkpoint)
     weight, bias = best["weight"], best["bias"]
     problem.device = torch.device("cpu")
-    scale_LH = temperature(batches(lambda rows_B: problem.logits(best, rows_B), held), rows)
+    scale_LH = temperature(batches(lambda rows_B: problem.logits(best, rows_B), held, problem.step), rows)
     scale_L1M = scale_LH.repeat_interleave(rows.experts, 1)[:, None]
     weight = white.matrix_LDD @ (weight * scale_L1M)  # fold whitening in: maps read the router's input as it is
     bias = bias * scale_L1M - white.mean_L1D @ weight
@@ -70,7 +70,7 @@ class _Maps:
         self, key: str, white: Whitening, rows: Rows, fit: torch.Tensor, held: torch.Tensor, device: str
     ) -> None:
         self.key, self.white, self.rows, self.units, self.held = key, white, rows, fit, held
-        self.device = torch.device(device)
+        self.device, self.step = torch.device(device), rows.together(white.matrix_LDD.shape[1])
 
     def logits(self, parameters: Parameters, rows_B: torch.Tensor) -> torch.Tensor:
         x_LBD = self.white.inputs(rows_B).to(self.device)
@@ -83,7 +83,7 @@ class _Maps:
 
     def score(self, parameters: Parameters) -> torch.Tensor:
         with torch.no_grad():
-            return mean_recall(batches(lambda rows_B: self.logits(parameters, rows_B), self.held), self.rows)
+            return mean_recall(batches(lambda rows_B: self.logits(parameters, rows_B), self.held, self.step), self.rows)
 
     def merge(self, better_G: torch.Tensor, new: Parameters, best: Parameters) -> Parameters:
         better_M = better_G.repeat_interleave(self.rows.experts).to(self.device)
@@ -113,7 +113,7 @@ def _crossed(
     dims = white.matrix_LDD.shape[2]
     product = torch.zeros(layers, dims, count * experts)
     x_sum, y_sum = torch.zeros(layers, dims), torch.zeros(layers, count * experts)
-    for rows_B in source.split(READ):
+    for rows_B in source.split(at_once(4 * layers * (dims + 2 * count * experts))):
         x_LBD, y_LBM = white.inputs(rows_B), targets(rows_B).reshape(layers, len(rows_B), -1)
         product += x_LBD.transpose(1, 2) @ y_LBM
         x_sum += x_LBD.sum(1)
@@ -155,7 +155,7 @@ def _ridge_start(
         def logits(rows_B: torch.Tensor, tried: torch.Tensor = tried) -> torch.Tensor:
             return torch.baddbmm(bias, white.inputs(rows_B), tried).view(layers, len(rows_B), count, experts)
 
-        recall_H = mean_recall(batches(logits, held), rows)
+        recall_H = mean_recall(batches(logits, held, rows.together(prior.shape[1])), rows)
         weight = torch.where((recall_H > best).repeat_interleave(experts), tried, weight)
         best = torch.maximum(best, recall_H)
     return {"weight": weight, "bias": bias}

@@ -83,15 +83,16 @@ class Probe(Trained, HiddenPredictor):
         tensors = scaling(hidden, fit)
         if self.model is not None:
             tensors["router_LED"], tensors["router_bias_LE"] = routers_of(self.model, self.schema_)
+        step = rows.together(hidden.size)
         problem = _Problem(self, rows, hidden, fit, held, tensors)
         start = self._start(torch.Generator().manual_seed(self.schedule.seed))
         if self.model is not None:
             start["gain_LH"] = torch.ones(rows.layers, rows.horizon + 1)
-            start["gain_LH"] = temperature(batches(lambda rows_B: problem.logits(start, rows_B), held), rows)
+            start["gain_LH"] = temperature(batches(lambda rows_B: problem.logits(start, rows_B), held, step), rows)
         problem.device = torch.device(self.schedule.device)
         best, self.curve_ = descend(self.name, start, problem, self.schedule, checkpoint)
         problem.device = torch.device("cpu")
-        scale_LH = temperature(batches(lambda rows_B: problem.logits(best, rows_B), held), rows)
+        scale_LH = temperature(batches(lambda rows_B: problem.logits(best, rows_B), held, step), rows)
         tensors |= {name: tensor.contiguous().numpy() for name, tensor in best.items()}
         return tensors | {"scale_LH": scale_LH.numpy()}
 
@@ -157,7 +158,9 @@ class _Problem:
 
     def score(self, parameters: Parameters) -> torch.Tensor:
         with torch.no_grad():
-            held = batches(lambda rows_B: self.logits(parameters, rows_B), self.held)
+            held = batches(
+                lambda rows_B: self.logits(parameters, rows_B), self.held, self.rows.together(self.hidden.size)
+            )
             return mean_recall(held, self.rows).mean()[None]
 
 

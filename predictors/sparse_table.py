@@ -40,17 +40,20 @@ def make_table(
 
 def _sums(spans: list[np.ndarray], layer: int, values: Values) -> np.ndarray:
     """float64 [V, E]: the values of each span of rows, summed."""
-    sums, start = [], 0
-    while start < len(spans):
-        stop, rows = start + 1, len(spans[start])
-        while stop < len(spans) and rows + len(spans[stop]) <= STEP:
-            rows += len(spans[stop])
+    pieces = [(v, span[i : i + STEP]) for v, span in enumerate(spans) for i in range(0, len(span), STEP)]
+    sum_VE, start = np.zeros((0, 1)), 0
+    while start < len(pieces):
+        stop, rows = start + 1, len(pieces[start][1])
+        while stop < len(pieces) and rows + len(pieces[stop][1]) <= STEP:
+            rows += len(pieces[stop][1])
             stop += 1
-        some = spans[start:stop]
-        at = np.cumsum([0, *(len(span) for span in some[:-1])])
-        sums.append(np.add.reduceat(values(layer, np.concatenate(some)).astype(np.float64), at, axis=0))
+        some = [piece for _, piece in pieces[start:stop]]
+        at = np.cumsum([0, *(len(piece) for piece in some[:-1])])
+        found = np.add.reduceat(values(layer, np.concatenate(some)).astype(np.float64), at, axis=0)
+        sum_VE = sum_VE if start else np.zeros((len(spans), found.shape[1]))
+        np.add.at(sum_VE, [v for v, _ in pieces[start:stop]], found)
         start = stop
-    return np.concatenate(sums) if sums else np.zeros((0, 1))
+    return sum_VE
 
 
 def apply_table(

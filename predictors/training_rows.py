@@ -66,6 +66,10 @@ class Rows:
         kept = kept[np.unique(np.linspace(0, len(kept) - 1, min(HELD, len(kept))).astype(np.int64))]
         return torch.from_numpy(self.real[~held]), torch.from_numpy(kept)
 
+    def together(self, dims: int) -> int:
+        """Rows whose inputs of `dims` a layer, and logits, are in memory together."""
+        return at_once(4 * self.layers * (dims + 3 * (self.horizon + 1) * self.experts))
+
     def key(self, who: str, parameters: dict[str, Any], inputs: "list[HiddenRows | np.ndarray]", *beside: Any) -> str:
         """What a training is of: digest of a predictor and all its parameters, of the targets, of every real row of
         the inputs, read a piece at a time, and of whole arrays beside these."""

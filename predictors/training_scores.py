@@ -11,12 +11,11 @@ from rgpu.predictors.training_rows import Rows
 
 TEMPERATURES = tuple(2.0 ** (i / 2) for i in range(-6, 13))
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]  # row numbers [B] and their logits, float32 [L, B, H, E]
-STEP = 2048  # rows scored together
 
 
-def batches(logits_of: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> Batches:
-    """Logits of some rows, a batch at a time."""
-    for rows_B in rows.split(STEP):
+def batches(logits_of: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, step: int) -> Batches:
+    """Logits of some rows, a batch of `step` at a time."""
+    for rows_B in rows.split(step):
         yield rows_B, logits_of(rows_B)
 
 

@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 
 from rgpu.errors import InputError
+from rgpu.experiments.train import train
 from rgpu.predictors.base import load_predictor
 from rgpu.predictors.files import write_atomic
 from rgpu.predictors.history_gru import HistoryGru
 from rgpu.predictors.linear import Linear
 from rgpu.predictors.popularity import Popularity
 from rgpu.predictors.previous_token import PreviousToken
+from rgpu.traces.split import split
 from tests.predicting import learnable_trace
 
 
@@ -129,3 +131,17 @@ def test_what_follows_from_the_fit_outlives_a_reset() -> None:
     predictor.fit(learnable_trace(seed=1))
     assert not predictor._maps
     assert not np.array_equal(predictor.predict_trace(trace, 0, rows, first), before)
+
+
+def test_the_example_of_the_guide_trains_saves_and_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = Path(__file__).parents[3] / "docs/add_a_predictor.md"
+    lines = guide.read_text().split("\n    import numpy as np\n")[1].split("\n\n`predictors/base.py`")[0].split("\n")
+    (tmp_path / "mine.py").write_text("import numpy as np\n" + "\n".join(line[4:] for line in lines) + "\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from mine import Mine  # type: ignore[import-not-found]
+
+    trace = learnable_trace()
+    _, rows = train(Mine(horizon=2), trace, split(trace), tmp_path / "p", horizons=2)
+    _, popular = train(Popularity(horizon=2), trace, split(trace), tmp_path / "q", horizons=2)
+    assert [row["value"] for row in rows] == [row["value"] for row in popular]
+    assert load_predictor(tmp_path / "p", expect=trace).horizon == 2

@@ -12,7 +12,7 @@ from rgpu.predictors import descent
 from rgpu.predictors.gate_lookahead import GateLookahead
 from rgpu.predictors.linear import Linear
 from rgpu.predictors.linear_data import Whitening
-from rgpu.predictors.training_rows import HiddenRows, Rows
+from rgpu.predictors.training_rows import READ, READ_BYTES, HiddenRows, Rows, at_once
 from rgpu.predictors.training_scores import plackett_luce
 from rgpu.replay.prediction import evaluate
 from rgpu.traces.split import split
@@ -186,3 +186,18 @@ def test_every_expert_chosen_is_certain() -> None:
     trace.header.num_experts = TOP_K
     predictor = Linear(epochs=1).fit(replace(trace, expert_ids=ids))
     assert (predictor.predict_trace(replace(trace, expert_ids=ids), 0, np.arange(3), np.arange(3) == 0) == 1).all()
+
+
+def test_rows_read_together_are_bounded_in_bytes() -> None:
+    large = HiddenRows(np.broadcast_to(np.float16(0), (4096, 48, 2048)))
+    assert large.step * 48 * 2048 * 4 <= READ_BYTES < (large.step + 1) * 48 * 2048 * 4
+    assert HiddenRows(np.broadcast_to(np.float16(0), (4096, 48, 2048)), last=True).step == READ
+    assert HiddenRows(np.zeros((1, 2, 3))).step == READ and at_once(2 * READ_BYTES) == 1
+    rows = Rows(learnable_trace(sequences=1, tokens=4), horizon=2)
+    assert rows.together(HIDDEN) == READ and 1 <= rows.together(READ_BYTES) < 2
+
+
+def test_the_last_layer_alone_is_read_by_rows() -> None:
+    hidden_NLD = np.random.default_rng(0).normal(size=(9, 3, 4)).astype(np.float16)
+    found = HiddenRows(hidden_NLD, last=True)(torch.tensor([7, 2]))
+    assert np.array_equal(found.numpy(), hidden_NLD[[7, 2], -1:].transpose(1, 0, 2))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rgpu.errors import InputError
+from rgpu.predictors import sparse_table
 from rgpu.predictors.ngram import NONE, Ngram, pairs, previous_tokens
 from rgpu.predictors.popularity import popularity
 from rgpu.predictors.token_id import TokenId
@@ -96,3 +97,20 @@ def test_rows_of_a_batch_follow_one_another_by_position() -> None:
 def test_empty_tables_are_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"got {name} 0"):
         TokenId(**{name: 0}).fit(by_token())
+
+
+def test_no_more_rows_are_averaged_together_than_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    key_N, value_NE = rng.integers(0, 3, 200), rng.integers(0, 9, (200, 4)).astype(np.float32)  # one key has many rows
+    read: list[int] = []
+
+    def values(layer: int, rows: np.ndarray) -> np.ndarray:
+        read.append(len(rows))
+        return value_NE[rows]
+
+    whole = sparse_table.make_table(key_N, values, 1, 2, 1.0, 8, 4)
+    assert read == [200]
+    monkeypatch.setattr(sparse_table, "STEP", 16)
+    pieces = sparse_table.make_table(key_N, values, 1, 2, 1.0, 8, 4)
+    assert max(read[1:]) <= 16 and sum(read[1:]) == 200
+    assert all(np.array_equal(whole[name], pieces[name]) for name in whole)
