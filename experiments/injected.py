@@ -16,9 +16,10 @@ PLACES = ("host", "device")
 
 def with_kernel(predictor: P, forward: LinearForecast = linear_forecast) -> P:
     """The same predictor, with a kernel for its maps where it is of linear form: its forecasts keep their bits."""
-    for one in (predictor, *getattr(predictor, "members", ())):  # an ensemble's
-        if isinstance(one, HiddenPredictor | History):
-            one.use(forward)
+    if isinstance(predictor, HiddenPredictor | History):
+        predictor.use(forward)
+    for member in getattr(predictor, "members", ()):  # an ensemble's, and those of ensembles among them
+        with_kernel(member, forward)
     return predictor
 
 

@@ -6,6 +6,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from rgpu.errors import InputError, TraceError
+from rgpu.experiments.injected import with_kernel
+from rgpu.kernels.linear_forecast import linear_forecast
 from rgpu.predictors.base import load_predictor
 from rgpu.predictors.ensemble import Ensemble
 from rgpu.predictors.gate_lookahead import GateLookahead
@@ -146,3 +148,10 @@ def test_shares_sum_to_k_in_their_order() -> None:
     out = shared_out(probs, 2)
     assert np.allclose(out[0].sum(), 2, atol=1e-3) and out.max() < 1
     assert np.array_equal(np.argsort(out, kind="stable"), np.argsort(probs, kind="stable"))
+
+
+def test_members_of_members_are_given_the_kernel() -> None:
+    inner = GateLookahead()
+    given = with_kernel(Ensemble([Ensemble([inner, Popularity()]), Popularity()]))
+    assert given.members[0].members[0] is inner  # type: ignore[attr-defined]
+    assert inner.forward is linear_forecast
