@@ -17,7 +17,7 @@ from rgpu.replay.controller import Controller, replay_events
 from rgpu.replay.engine import replay
 from rgpu.replay.log import DecisionLog
 from rgpu.replay.log_file import LogFile
-from rgpu.replay.pool import PoolConfig
+from rgpu.replay.pool import PoolConfig, lay_out
 from rgpu.replay.prefetch_outcome import PENDING, USEFUL, outcomes
 from rgpu.replay.prefetch_outcome import WASTED as GONE
 from rgpu.replay.prefetching import NoPrefetch, RecordedForecasts, as_result, replay_prefetch
@@ -84,6 +84,24 @@ def test_recorded_forecasts_decide_as_the_predictor_itself(trace: Trace, tmp_pat
     assert np.array_equal(pair[0].decisions.codes, pair[1].decisions.codes)
     assert np.array_equal(pair[0].decisions.proactive, pair[1].decisions.proactive)
     assert pair[0].counts[:, PROACTIVE_LOADS].sum() > 0
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_planner_that_asks_is_told_its_room_before_all_else(trace: Trace, predictor: Any, pool: PoolConfig) -> None:
+    calls: list[str] = []
+    most = lay_out(pool, Lru(), trace.shape)
+
+    class Asking(TopK):
+        def told(self, slots: Any, pool_of: Any) -> None:
+            calls.append("told")
+            assert list(slots) == list(most.main) and np.array_equal(pool_of, most.pool_of)
+
+        def plan(self, forecast: Any, resident_LE: np.ndarray) -> Any:
+            calls.append("plan")
+            return super().plan(forecast, resident_LE)
+
+    replay_prefetch(trace, Lru(), pool, predictor, lambda: Asking(2))
+    assert calls[0] == "told" and calls[1] == "plan" and calls.count("told") == trace.sequences
 
 
 @pytest.mark.parametrize("pool", POOLS)
