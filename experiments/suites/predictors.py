@@ -30,7 +30,7 @@ UNPUBLISHED = "nothing published"  # to compare with: the figure is ours
 PART = "prefetching"  # that a run may be asked for alone
 NEEDED = {"gate_lookahead", "linear"}  # by the verdict on prefetching
 QUICK = "Quick form: little text and short training. Numbers are for looking, not for quoting."
-LACKS = "what was published needs hidden states or domains that this trace does not have"
+LACKS = "what was published needs hidden states, domains, a recall near the published one or more sequences than this trace has"
 SMALL = (
     "The reference model is small (8 MoE layers, 32 experts, hidden size 256): its routing is easier or harder to predict than "
     "that of the models others report, in ways this suite cannot tell."
