@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from matplotlib.figure import Figure
 
+from rgpu.experiments.figures import prefetch_break_even, prefetch_tpot
 from rgpu.experiments.study import break_even
 from rgpu.experiments.study.break_even import COLUMNS, Grid, atlas, machine_at, needed
 from rgpu.experiments.study.predicting_time import Work, hidden_of
@@ -206,3 +208,12 @@ def test_the_verdict_in_words() -> None:
     assert "is not shown to beat" in unsure and "cannot be told on 1" in unsure and "does not beat" not in unsure
     assert outcome(["better", "cannot tell"]) == "cannot tell" and outcome(["better", "worse"]) == "lost"
     assert outcome(["better"] * 3) == "won"
+
+
+def test_the_figures_say_what_they_cannot(found: tuple[pd.DataFrame, dict[str, Any], Path]) -> None:
+    assert "8 of 128" in prefetch_break_even.GUIDE and "top-8" in prefetch_break_even.MARK
+    table = found[0].assign(lo=1.0, verdict="cannot tell")  # an interval of its own tells nothing
+    for said, bold in ((table, 0), (table.assign(verdict="better"), (table["metric"] == "tpot_saved").sum())):
+        figure = Figure()
+        prefetch_tpot.draw(said, figure)
+        assert sum(text.get_fontweight() == "bold" for axis in figure.axes for text in axis.texts) == bold
