@@ -12,6 +12,7 @@ import io
 import multiprocessing
 import os
 import resource
+import select
 import signal
 import time
 import types
@@ -40,6 +41,7 @@ class Server:
         self._pid = os.fork()
         if self._pid == 0:
             self._here.close()
+            os.environ["OMP_NUM_THREADS"] = "1"  # a fork has none of the threads that torch would wait for
             try:
                 _serve(there, tests, folder, limit_s, tell)
             finally:
@@ -144,9 +146,14 @@ class _Plugin:
                 os._exit(0)
         os.close(writer)
         with os.fdopen(reader, "rb") as pipe:
+            hung = not select.select([pipe], [], [], limit_s)[
+                0
+            ]  # a lock that a thread of the parent held: no alarm helps
+            if hung:
+                os.kill(child, signal.SIGKILL)
             verdict = pipe.read().decode().strip("\0")
         _, status = os.waitpid(child, 0)
-        return f"died ({status})" if status else verdict
+        return "crash: hung" if hung else f"died ({status})" if status else verdict
 
     def _tried(self, path: Path, source: str, items: list[Any], seconds: dict[str, float], writer: int) -> str:
         swap(path, source, self.functions)
