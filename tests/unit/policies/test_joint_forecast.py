@@ -8,8 +8,9 @@ import pytest
 from rgpu.contracts import Forecast
 from rgpu.errors import InputError
 from rgpu.planning.top_k import TopK
+from rgpu.policies import joint_forecast as joint
 from rgpu.policies.joint_forecast import JointForecast
-from rgpu.policies.loop import HITS
+from rgpu.policies.loop import CAP, CLOCK, EVENT, HITS, KEY_OF, PIN, REG, WAVE, make_state
 from rgpu.policies.lru import Lru
 from rgpu.replay.controller import Controller
 from rgpu.replay.engine import replay
@@ -79,19 +80,58 @@ def test_one_forecast_an_event_for_eviction_and_prefetch(tmp_path: Any, scope: s
     predict = predictor.predict
     predictor.predict = lambda: made.append(0) or predict()
     pool = PoolConfig(slots=3) if scope == "layer" else PoolConfig("global", 12)
-    joint = replay_prefetch(trace, JointForecast(), pool, predictor, lambda: TopK(2))
-    assert len(made) == len(joint.decisions.events.pool)
+    both = replay_prefetch(trace, JointForecast(), pool, predictor, lambda: TopK(2))
+    assert len(made) == len(both.decisions.events.pool)
     apart = replay_prefetch(trace, Lru(), pool, predictor, lambda: TopK(2))
-    assert joint.counts[:, HITS].sum() > apart.counts[:, HITS].sum()
+    assert both.counts[:, HITS].sum() > apart.counts[:, HITS].sum()
 
 
 def test_a_forecast_improves_eviction_alone(tmp_path: Any) -> None:
     trace = learnable_trace()
     predictor = make("linear", tmp_path).fit(trace)
-    joint = replay_prefetch(trace, JointForecast(), PoolConfig(slots=4), predictor, NoPrefetch)
-    assert joint.counts[:, HITS].sum() > replay(trace, Lru(), PoolConfig(slots=4), reset="sequence").hits
+    alone = replay_prefetch(trace, JointForecast(), PoolConfig(slots=4), predictor, NoPrefetch)
+    assert alone.counts[:, HITS].sum() > replay(trace, Lru(), PoolConfig(slots=4), reset="sequence").hits
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_victim_has_the_least_chance_with_its_recency_then_the_oldest_use(seed: int) -> None:
+    rng, keys, slots = np.random.default_rng(seed), 12, 8
+    state, floats = make_state(1, keys, [slots], rows=2, frows=2)
+    m, f = state[0], floats[0]
+    held = rng.permutation(keys)[: slots - seed % 3]
+    m[KEY_OF, : len(held)] = held
+    m[REG, [EVENT, WAVE, joint.LAYERS]] = 40, 4, 1 + seed % 4
+    m[joint.LAST, :keys], m[joint.TURN, :keys] = rng.integers(20, 41, keys), rng.integers(0, 3, keys)
+    m[PIN, :keys] = rng.choice([3, 4], keys, p=(0.8, 0.2))
+    f[joint.CHANCE, :keys] = rng.choice([0.0, 0.25, 0.5], keys)
+    f[joint.WEIGHT, :] = 9.0
+    f[joint.WEIGHT, 0] = recency = float(rng.choice([0.0, 0.25, 0.5]))
+    order = [
+        (f[joint.CHANCE, key] + recency / (1 + (40 - m[joint.LAST, key]) // (1 + seed % 4)), m[joint.TURN, key], slot)
+        for slot, key in enumerate(held.tolist()) if m[PIN, key] != 4
+    ]  # fmt: skip
+    assert joint.victim.py_func(m, f) == (min(order)[2] if order else -1)
+    assert m[REG, CAP] == slots
+    m[PIN, :keys] = 4
+    assert joint.victim.py_func(m, f) == -1
+
+
+def test_a_use_leaves_its_event_and_its_turn_and_a_pool_knows_its_layers() -> None:
+    state, floats = make_state(1, 5, [3], rows=2, frows=2)
+    m, f = state[0], floats[0]
+    m[joint.LAST], m[joint.TURN], m[REG, [EVENT, CLOCK]] = -9, -9, (7, 11)
+    joint.touch.py_func(m, f, 2, True)
+    assert m[joint.LAST, :5].tolist() == [-9, -9, 7, -9, -9] and m[joint.TURN, :5].tolist() == [-9, -9, 11, -9, -9]
+    for pool, layers in ((PoolConfig(slots=2), 1), (PoolConfig("global", 4), 3)):
+        controller = Controller(
+            JointForecast(recency=0.25), MoEShape(3, 4, 1), pool, predictor=Scripted([]), planner=TopK(1)
+        )
+        assert (controller._m[:, REG, joint.LAYERS] == layers).all()
+        assert (controller._f[:, joint.WEIGHT, 0] == 0.25).all() and not controller._f[:, joint.WEIGHT, 1:].any()
 
 
 def test_bad_recency() -> None:
     with pytest.raises(InputError, match=r"policy\.recency"):
         JointForecast(recency=-1.0)
+    with pytest.raises(InputError, match=r"policy\.recency"):
+        JointForecast(recency=float("inf"))
