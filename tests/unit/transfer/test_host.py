@@ -288,7 +288,9 @@ def test_threads_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not calls[0].is_alive()
 
 
-def test_ctrl_c_in_wait_leaves_an_engine_that_goes_on() -> None:
+def test_ctrl_c_in_wait_leaves_an_engine_that_goes_on(request: pytest.FixtureRequest) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with Rig(permits=0) as rig:
         rig.transfer.submit(expert(5), 0, 0)
         main = threading.main_thread().ident
