@@ -116,6 +116,15 @@ def test_the_victim_has_the_least_chance_with_its_recency_then_the_oldest_use(se
     assert joint.victim.py_func(m, f) == -1
 
 
+def test_the_last_pass_adds_recency_whole_and_earlier_ones_a_share() -> None:
+    state, floats = make_state(1, 2, [2], rows=2, frows=2)
+    m, f = state[0], floats[0]
+    m[KEY_OF, :2], m[REG, [EVENT, WAVE, joint.LAYERS]] = (0, 1), (9, 4, 1)
+    m[joint.LAST, :2], m[joint.TURN, :2] = (9, 0), 0
+    f[joint.CHANCE, :2], f[joint.WEIGHT, 0] = (0.0, 0.25), 0.3
+    assert joint.victim.py_func(m, f) == 1  # 0.3 and 0.25 + 0.03
+
+
 def test_a_use_leaves_its_event_and_its_turn_and_a_pool_knows_its_layers() -> None:
     state, floats = make_state(1, 5, [3], rows=2, frows=2)
     m, f = state[0], floats[0]
