@@ -39,7 +39,9 @@ def draw(table: pd.DataFrame, figure: Figure) -> None:
         style.percent(axis.yaxis)
     style.legend_right(figure)
     style.footer(
-        figure, saved, "Against LRU without prefetch; the mark at 100 % is a perfect forecast. Times are simulated."
+        figure,
+        saved,
+        "Each mark a predictor, 100 % a perfect forecast; against LRU without prefetch. Times are simulated.",
     )
 
 
