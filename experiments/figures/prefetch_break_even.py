@@ -64,5 +64,5 @@ def draw(table: pd.DataFrame, figure: Figure) -> None:
         figure,
         near,
         "Experts of gpt-oss-20b's size, top-4 of 32; to beat: the same policy and forecast without prefetch. Simulated. "
-        "Letters: the fastest handler without it (c cpu, s split, z zero copy, f fetch); grey: even a perfect forecast does not pay.",
+        "Letters: the fastest handler without it (c cpu, s split, z zero copy, f fetch); grey: a perfect one does not pay.",
     )
