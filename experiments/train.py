@@ -19,7 +19,7 @@ from rgpu.predictors.schema import Schema
 from rgpu.replay.prediction import evaluate, speaking_passes
 from rgpu.replay.scores import over_layers
 from rgpu.results.provenance import write_atomic
-from rgpu.traces.split import Split, origins, sharing, split
+from rgpu.traces.split import Split, held_apart, origins, sharing, split
 from rgpu.traces.storage import load_trace
 from rgpu.traces.trace import Trace
 
@@ -43,11 +43,12 @@ def train(
             f"cannot train: got {trace.sequences} sequences of one document; expected two documents or more; "
             "record more prompts"
         )
+    held = trace.select(parts.scored) if scored is None else scored
+    held_apart(trace.select(parts.calibration), held, "train")
     checkpoint = Path(f"{out}.training.safetensors")  # left by a killed run, which the next one continues
     saved: Path = with_kernel(predictor).fit(trace, parts, checkpoint).save(out)
     write_curve(list(getattr(predictor, "curve_", [])), predictor.name, Path(out))
     checkpoint.unlink(missing_ok=True)
-    held = trace.select(parts.scored) if scored is None else scored
     widths = {k, k + 2, 2 * k, 3 * k, 4 * k, width or k}
     return saved, evaluate(predictor, held, sorted(widths), horizons)
 

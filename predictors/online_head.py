@@ -28,7 +28,7 @@ class OnlineHead(Coactivation):
     name = "online_head"
 
     def __init__(
-        self, horizon: int = 4, lr: float = 0.05, smoothing: float = 8.0, holdout: float = 0.3, seed: int = 0
+        self, horizon: int = 4, lr: float = 0.1, smoothing: float = 8.0, holdout: float = 0.3, seed: int = 0
     ) -> None:
         super().__init__(horizon, smoothing, holdout, seed)
         self.lr = lr

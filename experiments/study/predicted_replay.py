@@ -14,7 +14,7 @@ from rgpu.replay.engine import ReplayResult
 from rgpu.replay.pool import PoolConfig
 from rgpu.replay.prefetch_outcome import outcomes
 from rgpu.replay.prefetching import NoPrefetch, RecordedForecasts, as_result, replay_prefetch
-from rgpu.traces.split import sharing
+from rgpu.traces.split import held_apart, sharing
 from rgpu.traces.trace import Trace, batched
 
 
@@ -72,6 +72,8 @@ def prefetched(
     if not hasattr(predictor, "schema_"):
         predictor.fit(calibration if must_fit(predictor) else scored)
     predictor.check(scored)
+    if calibration is not None:
+        held_apart(calibration, scored, f"predictor {predictor.name}, policy {policy.name}")
     began = time.perf_counter()
     plain = cfg.speculative.width == 1 and not batched(scored) and hasattr(predictor, "predict_trace")
     source = RecordedForecasts(predictor, scored) if plain else predictor

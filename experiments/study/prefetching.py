@@ -17,6 +17,7 @@ from rgpu.experiments.study.prefetch_verdict import DEFAULT, FREE, judge
 from rgpu.predictors.gate_lookahead import GateLookahead
 from rgpu.predictors.linear import Linear
 from rgpu.results.rows import Context
+from rgpu.traces.split import held_apart
 from rgpu.traces.trace import Trace
 
 GRID_SEQUENCES, ATLAS_SEQUENCES = 16, 12  # of the scored half; the verdict is on all of it
@@ -35,6 +36,7 @@ def run(
     `seen`: the default was chosen on scored documents.
     """
     began = time.perf_counter()
+    held_apart(calibration, scored, "prefetching")
     found = dict(fitted or {})
     for needed in (GateLookahead(model=model), Linear(model=model)):
         if needed.name not in found:

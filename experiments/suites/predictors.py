@@ -14,6 +14,7 @@ from rgpu.errors import InputError
 from rgpu.experiments.figures.style import ENDINGS
 from rgpu.experiments.plot import render
 from rgpu.experiments.study.stages import Stages
+from rgpu.experiments.suites.predicting import choices
 from rgpu.experiments.suites.predicting.fitting import Bench, names
 from rgpu.experiments.suites.predicting.material import Material, gather
 from rgpu.experiments.suites.predicting.prefetch import FIGURES as PREFETCH
@@ -60,6 +61,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     config = OmegaConf.to_container(cfg, resolve=True)
     facts = manifest(config)
     asked = cfg.get("predicting") or {}
+    if asked.get("only") == choices.NAME:
+        return choices.run(cfg)
     families, alone = list(asked.get("families") or names()), asked.get("only") == PART
     check(families, asked.get("only"))
     stages = Stages(out, config_hash({"config": config, "commit": facts["commit"], "families": families, "suite": 1}))
@@ -118,7 +121,9 @@ def check(families: list[str], only: str | None) -> None:
             f"predicting.families: got {', '.join(families)}; expected gate_lookahead and linear; add them"
         )
     if only not in (None, PART):
-        raise InputError(f"predicting.only: got {only!r}; expected null or {PART}; set predicting.only={PART}")
+        raise InputError(
+            f"predicting.only: got {only!r}; expected null, {PART} or {choices.NAME}; set predicting.only={PART}"
+        )
 
 
 def unpublished(figure: dict[str, Any]) -> dict[str, Any]:

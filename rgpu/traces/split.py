@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rgpu.errors import InputError
+from rgpu.errors import ConsistencyError, InputError
 from rgpu.traces.trace import Trace
 
 
@@ -78,6 +78,26 @@ def origins(trace: Trace) -> set[str]:
 def sharing(trace: Trace, known: set[str]) -> np.ndarray:
     """bool [S]: whether a sequence shares an origin with `known`, the `origins` of other traces."""
     return np.array([not own.isdisjoint(known) for own in _origins(trace)], bool)
+
+
+def held_apart(calibration: Trace, scored: Trace, what: str) -> None:
+    """`ConsistencyError` where something of `scored` calibrates, trains or chooses: a document of both traces, or equal content
+    where sequences name none. `what` was about to be scored."""
+    known, told = _names(calibration), _names(scored)
+    if shared := sorted(known & told):
+        raise ConsistencyError(
+            f"{what}: {len(shared)} of {len(told)} scored documents also calibrate ({shared[0]}); they must be apart"
+        )
+
+
+def _names(trace: Trace) -> set[str]:
+    """Documents of its sequences; of those without, the hash of what `split` tells them apart by."""
+    found: set[str] = set()
+    content = trace.expert_ids if trace.token_ids is None else trace.token_ids
+    for s, meta in enumerate(trace.header.sequences or [{}] * trace.sequences):
+        rows = content[trace.seq_offsets[s] : trace.seq_offsets[s + 1]]
+        found |= set(documents_of(meta)) or {f"sha256:{_digest(rows)}"}
+    return found
 
 
 def _origins(trace: Trace) -> list[set[str]]:

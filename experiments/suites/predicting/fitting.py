@@ -17,6 +17,7 @@ from rgpu.predictors.base import load_predictor
 from rgpu.replay.prediction import evaluate
 from rgpu.replay.scores import Row, over_layers
 from rgpu.results.rows import Context
+from rgpu.traces.split import held_apart
 from rgpu.traces.trace import Trace
 
 FOLDER = Path(rgpu.conf.__file__).parent / "predictor"
@@ -91,6 +92,7 @@ class Bench:
         """Rows of `evaluate` on the scored half, layer by layer, fitted on the calibration half."""
         key = (name, material.subject.name)
         if key not in self._rows:
+            held_apart(material.subject.calibration, material.subject.scored, f"{name} on {material.subject.name}")
             predictor = self.fitted(name, material, material.subject.calibration, "calibration")
             self._rows[key] = evaluate(predictor, material.subject.scored, horizons=HORIZON)
         return self._rows[key]

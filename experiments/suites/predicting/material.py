@@ -71,14 +71,21 @@ def gather(cfg: DictConfig, folder: Path, further: bool = True) -> tuple[list[Ma
         more["int4"] = read_again(reader, whole, "int4", quantisation="int4")
     del model, reader
     found = [Material(halves("reference", READ, forced), str(cfg.model), more)]
-    path = Path(cfg.shared) / GPT_OSS
-    if not path.exists():
+    trace = shared_trace(cfg)
+    if trace is None:
         return found, ["gpt-oss-20b: its trace was not there (shared folder)"]
     said = "openai/gpt-oss-20b decode on mixed QA, no prefill recorded (AmanPriyanshu/GPT-OSS-MoE-ExpertFingerprinting)"
+    return [*found, Material(halves("gpt-oss-20b", said, trace))], []
+
+
+def shared_trace(cfg: DictConfig) -> Trace | None:
+    """gpt-oss-20b's trace from the shared folder, some sequences of it; None where it is not there."""
+    path = Path(cfg.shared) / GPT_OSS
+    if not path.exists():
+        return None
     trace = load_trace(path)
     few = np.sort(np.random.default_rng(cfg.seed).permutation(trace.sequences)[: 8 if cfg.quick else 80])
-    trace = window(trace.select(few), 0, QUICK_TOKENS if cfg.quick else 320)
-    return [*found, Material(halves("gpt-oss-20b", said, trace))], []
+    return window(trace.select(few), 0, QUICK_TOKENS if cfg.quick else 320)
 
 
 @dataclass(frozen=True, slots=True)

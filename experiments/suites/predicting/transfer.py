@@ -20,7 +20,7 @@ from rgpu.replay.scores import Row, over_layers
 from rgpu.results.derive import MARGIN
 from rgpu.results.rows import Context
 from rgpu.results.statistics import CANNOT_TELL, MIN_CLUSTERS, Interval, holm, verdict
-from rgpu.traces.split import split
+from rgpu.traces.split import held_apart, split
 from rgpu.traces.trace import Trace
 
 WORDS = {"higher": "better", "lower": "worse"}  # of being trained on the other side
@@ -115,6 +115,7 @@ def rows(bench: Bench, material: Material) -> list[pa.Table]:
                     bench.refused[material.subject.name][f"{name} ({group}: {side.name})"] = str(error)
                     continue
                 for test in own:
+                    held_apart(side.train, test.test, f"{name} ({group}: {side.name} on {test.name})")
                     made = evaluate(predictor, test.test, [test.test.header.top_k], HORIZON)
                     found[side.name, test.name] = [r for r in over_layers(made) if _shown(r, test.test)]
             for (trained, tested), made in found.items():
