@@ -2,9 +2,10 @@
 
     python benchmarks/gpu_engine.py [--out DIR] [--budget 240] [--parts checks,qwen,oss,big,stock] [--routing DIR]
 
-Needs torch, triton, transformers and numba. Weights are random at true size. Routing is forced from the ids in the folder
---routing, PART.npy (uint8 [tokens, layers, k]) with PART.json, where they are, else it is the random router's own. Exit
-code 0: all right; 1: a check fails; 2: no GPU.
+The gpt-oss models have sliding windows in every other layer; --full-attention: full attention in all, as the rows of
+2026-11-27-h200 have. Needs torch, triton, transformers and numba. Weights are random at true size. Routing is forced from the
+ids in the folder --routing, PART.npy (uint8 [tokens, layers, k]) with PART.json, where they are, else it is the random router's
+own. Exit code 0: all right; 1: a check fails; 2: no GPU.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def checks(out: Path, end: float) -> bool:
     return held
 
 
-def speed(which: str, out: Path, end: float, routing: Path | None) -> bool:
+def speed(which: str, out: Path, end: float, routing: Path | None, full: bool = False) -> bool:
     import numpy as np
     import torch
 
@@ -58,15 +59,15 @@ def speed(which: str, out: Path, end: float, routing: Path | None) -> bool:
     if path is not None and path.exists():
         ids = np.load(path, allow_pickle=False)
         words = json.loads((path.with_suffix(".json")).read_text())["routing"]
-    began = time.time()
+    began, every = time.time(), ", full attention" if full else ""
     if which == "qwen":
         made = engine_run.make("Qwen3-30B-A3B", made_model.qwen3_30b(), "int4-g128", Int4(), ids, words)
         caps = (24, 6.3, 8, 12, 16)
     elif which == "oss":
-        made = engine_run.make("gpt-oss-20b", made_model.gpt_oss(24, 32), "mxfp4", Mxfp4(), ids, words)
+        made = engine_run.make(f"gpt-oss-20b{every}", made_model.gpt_oss(24, 32, full), "mxfp4", Mxfp4(), ids, words)
         caps = (24, 6.3, 8, 12)
     else:
-        made = engine_run.make("gpt-oss-120b", made_model.gpt_oss(36, 128), "mxfp4", Mxfp4(), ids, words)
+        made = engine_run.make(f"gpt-oss-120b{every}", made_model.gpt_oss(36, 128, full), "mxfp4", Mxfp4(), ids, words)
         caps = (24,)
     print(f"{made.name}: {made.source.nbytes / 1e9:.1f} GB of experts made in {time.time() - began:.1f} s", flush=True)
     plans: list[tuple[float, Any, str, bool, int]] = [
@@ -137,6 +138,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=240, help="seconds for all parts")
     parser.add_argument("--parts", type=lambda text: tuple(text.split(",")), default=PARTS)
     parser.add_argument("--routing", type=Path, default=None)
+    parser.add_argument("--full-attention", action="store_true", help="gpt-oss without sliding windows")
     arguments = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     import torch
@@ -157,7 +159,11 @@ def main() -> None:
             if part == "stock":
                 held[part] = stock(out)
             else:
-                held[part] = checks(out, end) if part == "checks" else speed(part, out, end, arguments.routing)
+                held[part] = (
+                    checks(out, end)
+                    if part == "checks"
+                    else speed(part, out, end, arguments.routing, arguments.full_attention)
+                )
         except Exception:  # the other parts still run
             traceback.print_exc()
             held[part] = False

@@ -22,6 +22,7 @@ from rgpu.replay.stream import routing_events
 from rgpu.runtime.architecture import read_architecture
 from rgpu.runtime.device_executor import ON_THE_HOST
 from rgpu.runtime.loading import load_resident
+from rgpu.runtime.ring_cache import ring_layers
 from rgpu.runtime.session import OffloadSession
 
 COLUMNS = ("check", "holds", "found")
@@ -38,22 +39,33 @@ KINDS: dict[str, dict[str, Any]] = {
         "intermediate_size": 256,
         "norm_topk_prob": True,
     },
-    "gpt_oss": {"num_local_experts": EXPERTS, "intermediate_size": 128, "layer_types": ["full_attention"] * LAYERS},
+    # every other layer has a window, which is full while the text is made
+    "gpt_oss": {"num_local_experts": EXPERTS, "intermediate_size": 128, "sliding_window": 28},
 }
+WINDOWS = (8, 20)  # shorter than the prompts, and as long
 Result = tuple[str, bool, str]
 
 
 def checks(folder: Path) -> Iterator[Result]:
     """Everything, in the order of what it rests on; a check that raises is a check that fails."""
-    for kind, changed in KINDS.items():
-        where = folder / kind
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**(_COMMON | changed))).save_pretrained(where)
+    for kind in KINDS:
+        where = _built(kind, folder / kind)
         for dtype in (torch.float32, torch.bfloat16):
             name = f"{kind} {str(dtype).removeprefix('torch.')} experts on the GPU as stock eager, bit for bit"
             yield _guarded(name, _floats, where, folder / "stores", dtype)
         quant = Int4(32) if kind == "qwen3_moe" else Mxfp4()
         yield from _quantised(kind, where, folder / "stores", quant)
+    for window in WINDOWS:
+        where = _built("gpt_oss", folder / f"window{window}", sliding_window=window)
+        for slots, what in ((5, "a quarter resident"), (EXPERTS, "all resident")):
+            name = f"gpt_oss mxfp4, window of {window}, {what}: graphs as transformers' own cache, bit for bit"
+            yield _guarded(name, _windows, where, folder / "stores", slots)
+
+
+def _built(kind: str, where: Path, **changed: Any) -> Path:
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**(_COMMON | KINDS[kind] | changed))).save_pretrained(where)
+    return where
 
 
 def _guarded(name: str, check: Callable[..., tuple[bool, str]], *arguments: Any) -> Result:
@@ -99,6 +111,28 @@ def _floats(where: Path, stores: Path, dtype: torch.dtype) -> tuple[bool, str]:
     ) as session:  # fmt: skip
         made = generated(session.model)
     return same(made, wanted), f"largest difference {far(made, wanted):.2e}"
+
+
+def _windows(where: Path, stores: Path, slots: int) -> tuple[bool, str]:
+    """Windows as rings in graphs beside transformers' static and growing caches, which no graph touches."""
+    made: dict[bool, list[Any]] = {}
+    for graphs in (False, True):
+        with OffloadSession.open(
+            where, lambda shape: Controller(Lru(), shape, PoolConfig("layer", slots)), dtype=torch.bfloat16, cache=stores,
+            store="ram", device="cuda", record=False, quantize=Mxfp4(), kernel=on_gpu, graphs=graphs,
+        ) as session:  # fmt: skip
+            made[graphs] = [generated(session.model, cache_implementation="static") for _ in range(2)]
+            if graphs:
+                assert session.graphs is not None
+                replayed, rings = session.graphs.replayed, len(ring_layers(session.graphs._cache[0]))
+            else:
+                growing = generated(session.model)
+    (static, again), ours = made[False], made[True]
+    apart = far(ours[0], growing)
+    held = same(static, again) and all(same(one, static) for one in ours)
+    return held and replayed > TOKENS and rings > 0 and apart < 0.02, (
+        f"{replayed} steps replayed on {rings} rings, {far(ours[0], static):.2e} apart; {apart:.2e} from a growing cache"
+    )
 
 
 def _quantised(kind: str, where: Path, stores: Path, quant: Any) -> Iterator[Result]:

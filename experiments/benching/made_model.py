@@ -32,13 +32,14 @@ def qwen3_30b(layers: int = 48) -> PretrainedConfig:
     )  # fmt: skip
 
 
-def gpt_oss(layers: int, experts: int) -> PretrainedConfig:
-    """The dimensions of gpt-oss-20b (24 layers of 32 experts) or gpt-oss-120b (36 of 128), every layer with full attention:
-    a cache with windows keeps its position on the host, and such steps are not captured."""
+def gpt_oss(layers: int, experts: int, full: bool = False) -> PretrainedConfig:
+    """The dimensions of gpt-oss-20b (24 layers of 32 experts) or gpt-oss-120b (36 of 128), every other layer with its sliding
+    window of 128 tokens; `full`: with full attention in every layer instead."""
+    kinds = ["full_attention"] * 2 if full else ["sliding_attention", "full_attention"]
     return GptOssConfig(
         vocab_size=201088, hidden_size=2880, intermediate_size=2880, num_hidden_layers=layers, num_attention_heads=64,
         num_key_value_heads=8, head_dim=64, num_local_experts=experts, num_experts_per_tok=4,
-        max_position_embeddings=131072, layer_types=["full_attention"] * layers,
+        max_position_embeddings=131072, layer_types=kinds * (layers // 2), sliding_window=128,
     )  # fmt: skip
 
 

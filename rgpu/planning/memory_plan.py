@@ -181,7 +181,7 @@ def _budget(
     fixed = [
         MemoryRow("process", process_bytes, "ram", process_source),
         MemoryRow("dense weights", facts.dense_bytes, place, f"all but routed experts, in {facts.dtype}"),
-        MemoryRow("KV cache", facts.kv_bytes(context, batch), place, f"{batch} sequences of {context} tokens"),
+        MemoryRow("KV cache", facts.kv_bytes(context, batch, fixed=gpu), place, f"{batch} sequences of {context} tokens"),
         MemoryRow(
             "workspace", workspace_bytes(facts, context, batch, rows), place,
             f"estimate: activations of a pass of {rows} tokens, logits of {batch} rows, growth of the cache",

@@ -46,6 +46,10 @@ class KvLayer:
         """Bytes kept of a sequence of `context` tokens."""
         return self.state + self.per_token * self.tokens(context) if context else 0
 
+    def fixed_bytes(self, context: int) -> int:
+        """Bytes that a cache made for `context` tokens keeps of a sequence: of a window all its tokens."""
+        return self.state + self.per_token * (min(context, self.window) if self.window else context) if context else 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
@@ -98,9 +102,9 @@ class ModelFacts:
         """All routed experts as they lie in a store."""
         return self.layers * self.experts * self.expert_stride
 
-    def kv_bytes(self, context: int, batch: int = 1) -> int:
-        """The cache of `batch` sequences of `context` tokens."""
-        return batch * sum(layer.bytes(context) for layer in self.kv)
+    def kv_bytes(self, context: int, batch: int = 1, fixed: bool = False) -> int:
+        """The cache of `batch` sequences of `context` tokens; `fixed`: one that is made for so many in advance."""
+        return batch * sum(layer.fixed_bytes(context) if fixed else layer.bytes(context) for layer in self.kv)
 
     def cost(self, layers: int = 0, top_k: int = 0) -> ModelCost:
         """The same for the virtual clock: a layer without experts counts with the next MoE layer (after the last one, with

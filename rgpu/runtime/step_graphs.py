@@ -13,6 +13,7 @@ import torch
 
 from rgpu.runtime.device_executor import FEW, DeviceExecutor, Host
 from rgpu.runtime.experts import PooledExperts
+from rgpu.runtime.ring_cache import captured, replayed, with_rings
 
 _CACHES = ("past_key_values", "cache")
 
@@ -53,7 +54,7 @@ class _Captured:
         stream = _capture_stream(torch.cuda.current_device())
         stream.wait_stream(torch.cuda.current_stream())
         try:
-            with torch.cuda.stream(stream), torch.no_grad():
+            with torch.cuda.stream(stream), torch.no_grad(), captured(_cache_of(kwargs)):
                 self.graphs.append(self._begin())
                 self.output = forward(**self.kwargs)
                 self._end()
@@ -125,6 +126,7 @@ class _Captured:
                 self.graphs[-1].replay()
         finally:
             executor.step = before
+        replayed(_cache_of(kwargs))
         output = copy.copy(self.output)
         output.logits = output.logits.clone()  # the next step overwrites the graph's own
         return output
@@ -198,6 +200,8 @@ class StepGraphs:
         self._cache = self._memory = None
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
+        if self.failed is None and self._executor is not None:
+            with_rings(_cache_of(kwargs))  # sliding windows keep their position on the device from the prompt on
         kind = None if args or self.failed is not None else _kind_of(kwargs)
         if kind is None or self._executor is None:
             return self._forward(*args, **kwargs)

@@ -147,6 +147,7 @@ def _real_tokens(mask: Any, batch: int, queries: int, past: int) -> np.ndarray:
     if mask.dim() == 2:
         real_BQ: np.ndarray = (mask[:, -queries:] if mask.shape[1] >= queries else mask).detach().cpu().numpy() != 0
         return np.broadcast_to(real_BQ, (batch, queries))
-    own = mask[:, 0].diagonal(offset=past, dim1=1, dim2=2)[:, :queries]  # each token's view of itself
+    at = min(past, mask.shape[-1] - queries)  # of a full window the mask shows what is left of the past
+    own = mask[:, 0].diagonal(offset=at, dim1=1, dim2=2)[:, :queries]  # each token's view of itself
     seen = own if own.dtype.is_floating_point is False else own == 0
     return np.broadcast_to(seen.bool().detach().cpu().numpy(), (batch, queries))

@@ -126,7 +126,9 @@ def test_rows_with_and_without_a_gpu() -> None:
         "expert slots": "vram", "experts in host memory": "ram",
     }  # fmt: skip
     assert places["dense weights"][1] == FACTS.dense_bytes == 12_800 * 2 + 128 + 9500 + 3 * 10_024
-    assert places["KV cache"][1] == 256 * 100 + 256 * 15 + 256 * 100 + 4096
+    assert places["KV cache"][1] == 256 * 100 + 256 * 16 + 256 * 100 + 4096
+    growing = next(row.bytes for row in host.rows if row.name == "KV cache")
+    assert growing == 256 * 100 + 256 * 15 + 256 * 100 + 4096
     assert places["CUDA context"][1] == 2000
     assert {row.where for row in host.rows} == {"ram"}
     assert "experts in host memory" not in {row.name for row in host.rows}

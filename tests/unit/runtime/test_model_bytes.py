@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache, StaticCache
 
 from rgpu.errors import InputError
+from rgpu.planning.memory_plan import plan_memory
 from rgpu.quant.formats import by_name
 from rgpu.quant.layout import SlotLayout
 from rgpu.replay.timing.cost import cost_of
 from rgpu.runtime.kv_cache import cache_bytes
-from rgpu.runtime.model_bytes import read_facts
+from rgpu.runtime.model_bytes import facts_of, read_facts, skeleton_of
+from rgpu.runtime.ring_cache import with_rings
 from rgpu.traces.moe_layers import moe_layers
 
 EXPERTS, TOP_K = 6, 2
@@ -98,6 +100,23 @@ def test_kv_bytes_are_those_of_a_real_cache(model: tuple[Path, Path, Any], batch
     assert facts.kv_bytes(tokens, batch) == cache_bytes(cache)
     by_hand = sum(t.numel() * t.element_size() for layer in cache.layers for t in held(layer))
     assert by_hand == cache_bytes(cache)
+
+
+@pytest.mark.parametrize("tokens", [7, 12, 40])
+def test_a_cache_of_fixed_size_takes_whole_windows(tokens: int) -> None:
+    """transformers' own as well as the rings that graphs need."""
+    config = CONFIG_MAPPING["gpt_oss"](**{**COMMON, **FAMILIES["gpt_oss"]})
+    cache = StaticCache(config=config, max_cache_len=tokens)
+    facts = facts_of(skeleton_of(config, torch.float32), "float32", "float32")
+    for _ in range(2):
+        for layer in range(config.num_hidden_layers):
+            cache.update(torch.zeros(2, 2, 3, 16), torch.zeros(2, 2, 3, 16), layer)
+        assert facts.kv_bytes(tokens, 2, fixed=True) == sum(
+            layer.keys.nbytes + layer.values.nbytes for layer in cache.layers
+        )
+        with_rings(cache)
+    plan = plan_memory(facts, vram=1 << 34, ram=1 << 34, context=tokens, batch=2)
+    assert next(row.bytes for row in plan.rows if row.name == "KV cache") == facts.kv_bytes(tokens, 2, fixed=True)
 
 
 def held(layer: Any) -> list[torch.Tensor]:
@@ -215,7 +234,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from rgpu.memory.process import rss_anon_bytes
 from rgpu.planning.workspace import workspace_bytes
-from rgpu.runtime.model_bytes import read_facts
+from rgpu.runtime.model_bytes import facts_of, read_facts, skeleton_of
+from rgpu.runtime.ring_cache import with_rings
 torch.set_num_threads(1)
 context = int(sys.argv[2])
 facts = read_facts(sys.argv[1], "float32")

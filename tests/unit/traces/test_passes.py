@@ -103,9 +103,15 @@ def test_detach_and_errors() -> None:
     assert model.seen[-1] is not None and model.seen[-1].token_T.tolist() == [-1, -1]
 
 
-@pytest.mark.parametrize("kind", ["Qwen3Moe", "GptOss"])
-def test_static_cache_reads_the_same_as_dynamic(make_model: Callable[..., Any], kind: str) -> None:
-    model = make_model(kind)
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [("Qwen3Moe", {}), ("GptOss", {}), ("Mixtral", {"sliding_window": 4}), ("Mixtral", {"sliding_window": 6})],
+)
+def test_static_cache_reads_the_same_as_dynamic(
+    make_model: Callable[..., Any], kind: str, changes: dict[str, Any]
+) -> None:
+    """Also where every layer has a window, which the text outgrows."""
+    model = make_model(kind, **changes)
     tokens, mask = torch.randint(2, 97, (2, 5)), torch.ones(2, 5, dtype=torch.long)
     mask[1, :3] = 0
     seen: list[list[PassInfo]] = []
