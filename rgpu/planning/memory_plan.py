@@ -12,6 +12,7 @@ from rgpu.errors import InputError
 from rgpu.planning.model_facts import ModelFacts
 from rgpu.planning.workspace import workspace_bytes
 from rgpu.replay.placement import place_layers
+from rgpu.transfer.staged_reads import BUFFERS as READ_BUFFERS
 
 MIB = 1 << 20
 PROCESS_BYTES = 512 * MIB
@@ -84,10 +85,10 @@ class _Budget:
 
     def smallest(self, where: str) -> int:
         """The smallest cap that works: fixed rows with the fewest slots (and room to load), or (host memory of a GPU) one
-        expert."""
+        expert and the buffers that the others pass through."""
         if where == self.place:
             return max(self.loading, self.taken(where) + self.pools * self.least * self.slot)
-        return self.taken(where) + self.slot
+        return self.taken(where) + min(self.pools * self.keys, 1 + READ_BUFFERS) * self.slot
 
     def slots(self, cap: int) -> int:
         """Slots of each pool under `cap`; 0 where it is too small."""
@@ -105,7 +106,8 @@ def plan_memory(
 
     For `batch` sequences of up to `context` tokens. `scope` and `staging` as of a pool; `prefill_rows`: tokens evaluated in
     one pass, over the batch (None: whole prompts). `more`: what else a run holds from beginning to end. Slots take what is
-    left, at least staging + 1 a pool and at most all experts. Raises `InputError` with the smallest caps that work, exact to
+    left, at least staging + 1 a pool and at most all experts. Where host memory holds not all experts, the others pass through
+    buffers there. Raises `InputError` with the smallest caps that work, exact to
     the byte.
     """
     budget = _budget(facts, vram is not None, context, batch, scope, staging, prefill_rows, process_bytes,
@@ -131,6 +133,10 @@ def plan_memory(
     rows.append(MemoryRow("expert slots", budget.pools * slots * budget.slot, place, how))
     if vram is not None:
         pinned = min(total, (ram - budget.taken("ram")) // budget.slot)
+        if pinned < total:
+            pinned -= READ_BUFFERS
+            how = f"{READ_BUFFERS} experts on their way from disk to the GPU"
+            rows.append(MemoryRow("read buffers", READ_BUFFERS * budget.slot, "ram", how))
         how = f"{pinned} of {total} experts pinned" + ("" if pinned == total else "; the rest is read from disk")
         rows.append(MemoryRow("experts in host memory", pinned * budget.slot, "ram", how))
     return MemoryPlan(

@@ -12,6 +12,7 @@ from rgpu.errors import InputError
 from rgpu.planning.memory_plan import MIB, MemoryPlan, MemoryRow, plan_memory, readable, slots_at
 from rgpu.planning.model_facts import KvLayer, LayerParts, ModelFacts
 from rgpu.planning.workspace import workspace_bytes
+from rgpu.transfer.staged_reads import BUFFERS as READ_BUFFERS
 
 FACTS = ModelFacts(
     name="toy", dtype="bfloat16", itemsize=2, format="int4", layer_ids=(1, 2, 3), experts=8, top_k=2, hidden=64,
@@ -88,6 +89,8 @@ def test_a_plan_fills_its_caps_and_never_more(
     assert full or plan.used(place) + one_more > (caps[place] or 0)
     if with_gpu:
         assert plan.ram_experts == total or plan.used("ram") + plan.slot_bytes > caps["ram"]
+        buffers = sum(row.bytes for row in plan.rows if row.name == "read buffers")
+        assert buffers == (plan.disk_experts > 0) * READ_BUFFERS * plan.slot_bytes and plan.ram_experts > 0
     else:
         assert plan.ram_experts == 0
     kept = {key: value for key, value in request.items() if key != "context"}

@@ -14,6 +14,7 @@ from rgpu.errors import InputError
 from rgpu.experiments.live_memory import measured, options_of, overrun
 from rgpu.planning.memory_plan import PROCESS_BYTES, plan_memory
 from rgpu.runtime.model_bytes import read_facts
+from rgpu.transfer.staged_reads import BUFFERS as READ_BUFFERS
 from tests.live_models import EXPERTS, LAYERS, build
 from tests.unit.runtime.generating import generate, with_tokenizer
 
@@ -107,7 +108,7 @@ def test_a_plan_with_a_gpu_chooses_the_tier(wide: Path) -> None:
         return options_of(plan_memory(facts, vram=1 << 30, ram=PROCESS_BYTES + ram, context=8))
 
     assert options(MIB) == {"store": "ram"}
-    assert options(7 * facts.expert_stride) == {"store": "tier", "ram_experts": 7}
+    assert options((7 + READ_BUFFERS) * facts.expert_stride) == {"store": "tier", "ram_experts": 7}
     assert options_of(plan_memory(facts, vram=None, ram=1 << 30, context=8)) == options_of(None) == {}
 
 
