@@ -35,3 +35,15 @@ def prefetch_rows(context: Context) -> Iterator[pa.Table]:
                 yield own.rows("recall_needed", "share", 2.0 if i + j < 1 else 1.1 - 0.2 * (i + j))
                 yield own.rows("fastest_handler", "rank", float((i + j) % 4))
                 yield own.rows("copy", "s", 2.2e-3 / 4**i)
+    yield from live_rows(context)
+
+
+def live_rows(context: Context) -> Iterator[pa.Table]:
+    for machine in ("direct file reads", "emulated link of 0.1 GB/s"):
+        at = context.at(experiment="prefetch_live", machine=machine, slots=8, capacity_share=0.25, method="live")
+        yield at.rows("tpot_ratio", "share", 0.4, case="resident")
+        yield at.rows("tpot_ratio", "share", 0.5, case="bound", method="replay", simulated=True)
+        for i, predictor in enumerate(("none", "linear", "oracle")):
+            arm = at.at(predictor=predictor, case="none" if i == 0 else "top_k", policy="lru")
+            yield arm.rows("tpot_ratio", "share", 1 - 0.1 * i, lo=0.9 - 0.1 * i, hi=1.1 - 0.1 * i)
+            yield arm.rows("tpot_ratio", "share", 1 - 0.2 * i, method="replay", simulated=True)

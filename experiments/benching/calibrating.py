@@ -27,6 +27,7 @@ from rgpu.experiments.benching.event_fit import (
 )
 from rgpu.experiments.benching.live_events import Bench, Configuration, LiveRun, run_live
 from rgpu.experiments.benching.quiet import Quiet
+from rgpu.replay.controller import Controller
 from rgpu.replay.stream import routing_events
 from rgpu.replay.timing.engine_profile import EngineProfile, PassCosts, engine_profile_of
 from rgpu.results.provenance import manifest, write_atomic
@@ -144,7 +145,11 @@ def copy_costs_of(bench: Bench) -> CopyCosts:
 
 def decide_seconds(bench: Bench, config: Configuration, trace: Trace, shape: MoEShape) -> float:
     """Median seconds of the controller an event: decode events of `trace`, decided once more by `config`'s policy."""
-    controller = bench.controller(config, shape)
+    return event_seconds(bench.controller(config, shape), trace)
+
+
+def event_seconds(controller: Controller, trace: Trace) -> float:
+    """Median seconds of a new controller an event of decoding, what it forecasts and plans included."""
     controller.start()
     took = []
     for event in routing_events(trace):

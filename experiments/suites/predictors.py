@@ -13,8 +13,10 @@ from tqdm import tqdm
 from rgpu.errors import InputError
 from rgpu.experiments.figures.style import ENDINGS
 from rgpu.experiments.plot import render
+from rgpu.experiments.study.live_arms import CANDIDATES
 from rgpu.experiments.study.stages import Stages
 from rgpu.experiments.suites.predicting import choices
+from rgpu.experiments.suites.predicting import live as engine
 from rgpu.experiments.suites.predicting.fitting import Bench, names
 from rgpu.experiments.suites.predicting.material import Material, gather
 from rgpu.experiments.suites.predicting.prefetch import FIGURES as PREFETCH
@@ -28,7 +30,7 @@ from rgpu.results.rows import append, read
 
 FIGURES = ("recall", "layers", "accuracy", "calibration", "next_token", "transfer", "cost", "switches")
 UNPUBLISHED = "nothing published"  # to compare with: the figure is ours
-PART = "prefetching"  # that a run may be asked for alone
+TIMED, LIVE = PARTS = ("prefetching", "live")  # that a run may be asked for alone
 NEEDED = {"gate_lookahead", "linear"}  # by the verdict on prefetching
 QUICK = "Quick form: little text and short training. Numbers are for looking, not for quoting."
 LACKS = "what was published needs hidden states, domains, a recall near the published one or more sequences than this trace has"
@@ -61,11 +63,12 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     config = OmegaConf.to_container(cfg, resolve=True)
     facts = manifest(config)
     asked = cfg.get("predicting") or {}
-    if asked.get("only") == choices.NAME:
+    alone = asked.get("only")
+    if alone == choices.NAME:
         return choices.run(cfg)
-    families, alone = list(asked.get("families") or names()), asked.get("only") == PART
-    check(families, asked.get("only"))
-    stages = Stages(out, config_hash({"config": config, "commit": facts["commit"], "families": families, "suite": 1}))
+    families = list(asked.get("families") or (CANDIDATES if alone == LIVE else names()))
+    check(families, alone)
+    stages = Stages(out, config_hash({"config": config, "commit": facts["commit"], "families": families, "suite": 2}))
     found, missing = gather(cfg, stages.folder / "traces", further=not alone)
     bench = Bench(stages.folder / "fitted", bool(cfg.quick), families, stamp(config, seed=cfg.seed))
     tables: list[pa.Table] = []
@@ -76,18 +79,33 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         tables += own
         for trace in sorted({name for t in own for name in t["trace"].to_pylist()}):
             tables += marks.value_rows(module.ABOUT.figure, module.ABOUT.id, trace, bench.provenance)
-    for material in found[: 1 if alone else None]:  # what a continued run did not fit again
-        bench.usable(material)
-    timed, judged_in_time = prefetching(bench, found, stages, out, Path(cfg.traces) / "reference_hidden.safetensors")
-    tables += timed
+    if alone != LIVE:
+        for material in found[: 1 if alone else None]:  # what a continued run did not fit again
+            bench.usable(material)
+    chosen_on = Path(cfg.traces) / "reference_hidden.safetensors"
+    judged_in_time: dict[str, Any] = {}
+    judged_live: dict[str, Any] = {}
+    if alone in (None, TIMED):
+        timed, judged_in_time = prefetching(bench, found, stages, out, chosen_on)
+        tables += timed
+    if alone in (None, LIVE):
+        measured, judged_live = engine.live(bench, found, stages, chosen_on, asked, cfg.seed)
+        tables += measured
     path = out / "rows.parquet"
     path.unlink(missing_ok=True)
     append(path, tables)
     rows = read(path)
-    drawn = [*(m.ABOUT.figure for m in modules), *PREFETCH]
+    drawn = [
+        *(m.ABOUT.figure for m in modules),
+        *(PREFETCH if judged_in_time else []),
+        *([engine.FIGURE] if judged_live else []),
+    ]
     index = render(rows, out / "figures", drawn, ENDINGS[:1] if cfg.quick else ENDINGS)
     judged = [unpublished(document(m, rows, reasons[m.ABOUT.id], set(), index, out / "figures")) for m in modules]
-    judged += records(judged_in_time, index, out / "figures", UNPUBLISHED)
+    if judged_in_time:
+        judged += records(judged_in_time, index, out / "figures", UNPUBLISHED)
+    if judged_live:
+        judged.append(engine.record(judged_live, index, out / "figures", UNPUBLISHED))
     refused = [f"{name} on {trace}: {why}" for trace, own in bench.refused.items() for name, why in own.items()]
     result = {
         "suite": "predictors",
@@ -95,6 +113,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "statuses": {f["id"]: f["status"] for f in judged},
         "families": families,
         "prefetching": judged_in_time,
+        "live": judged_live,
         "refused": bench.refused,
         "synthetic": {},
         "limits": [SMALL, *missing, *refused, *([QUICK] if cfg.quick else [])],
@@ -120,9 +139,9 @@ def check(families: list[str], only: str | None) -> None:
         raise InputError(
             f"predicting.families: got {', '.join(families)}; expected gate_lookahead and linear; add them"
         )
-    if only not in (None, PART):
+    if only not in (None, *PARTS):
         raise InputError(
-            f"predicting.only: got {only!r}; expected null, {PART} or {choices.NAME}; set predicting.only={PART}"
+            f"predicting.only: got {only!r}; expected null, {', '.join(PARTS)} or {choices.NAME}; set predicting.only={TIMED}"
         )
 
 

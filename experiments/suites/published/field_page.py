@@ -79,7 +79,13 @@ def _figure(figure: Mapping[str, Any], index: Mapping[str, Any], folder: Path) -
         + guide
         + "".join(_picture(f, folder) for f in drawn)
         + "".join(_criteria(trace, entry) for trace, entry in figure["numbers"].items())
+        + "".join(_table(made) for made in figure.get("tables", []))
     )
+
+
+def _table(made: Mapping[str, Any]) -> str:
+    head = f"<h3>{escape(made['title'])}</h3>"
+    return head + table(made["head"], made["rows"], numeric=range(1, len(made["head"])))
 
 
 def _picture(figure: Mapping[str, Any], folder: Path) -> str:

@@ -320,7 +320,10 @@ def test_the_quick_form(tmp_path: Path) -> None:
     run, out = suite_named("predictors")
     assert run is suite.run and out == "results/predictors"
     document = json.loads(json.dumps(run(cfg), default=float))
-    assert [f["id"] for f in document["figures"]] == [*suite.FIGURES, *suite.PREFETCH]
+    assert [f["id"] for f in document["figures"]] == [*suite.FIGURES, *suite.PREFETCH, "prefetch_live"]
+    slow = document["live"]["tables"][-1]
+    assert slow["emulated"] and slow["link"] in Path(document["report"]).read_text()
+    assert document["live"]["outputs_identical"] and document["live"]["decisions_identical"]
     assert document["prefetching"]["verdicts"][0]["says"]
     assert document["refused"] == {"reference": {}} and "gpt-oss-20b" in " ".join(document["limits"])
     assert document["families"] == fitting.names()
