@@ -47,7 +47,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     assert tokenizer is not None
     batch, prompt = inputs["input_ids"].shape
     sizes = Sizes(batch, prompt, cfg.max_new_tokens, cfg.verify)
-    plan = planned(cfg, architecture, made, setup, sizes)
+    plan, later = planned(cfg, architecture, made, setup, sizes)
 
     def pool(shape: MoEShape) -> PoolConfig:
         if plan is None:
@@ -79,11 +79,15 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             before = peak.nbytes
             session = stack.enter_context(OffloadSession.open(folder, controller, **options))
             bar.close()
+            if later is not None:
+                later.watch(session)
             text = generate(
                 session.model, tokenizer, inputs, cfg.max_new_tokens, logits=cfg.verify,
                 streamer=streamer_of(cfg, tokenizer), cache=None if session.graphs is None else "static",
             )  # fmt: skip
         memory = session.memory() | measured(plan, peak, before)
+        if later is not None:
+            memory["later"] = later.section()
         result, passes = timed(session)
         result = counted(session) | result
         _write(cfg, session, passes, setup.policy.name)

@@ -15,9 +15,10 @@ from rgpu.errors import InputError
 from rgpu.experiments.inputs import parse_bytes
 from rgpu.experiments.live import Setup
 from rgpu.experiments.live_lossy import rows_of
+from rgpu.experiments.live_room import Later, caps_of
 from rgpu.experiments.live_store import Stored, layout_of
 from rgpu.memory.process import PeakMemory
-from rgpu.planning.memory_plan import MIB, MemoryPlan, MemoryRow, plan_memory, readable
+from rgpu.planning.memory_plan import MIB, MemoryPlan, MemoryRow, SlotRoom, plan_memory, readable
 from rgpu.planning.model_facts import ModelFacts
 from rgpu.runtime.architecture import Architecture
 from rgpu.runtime.model_bytes import read_facts
@@ -39,8 +40,11 @@ class Sizes:
     logits: bool
 
 
-def planned(cfg: DictConfig, architecture: Architecture, made: Stored, setup: Setup, sizes: Sizes) -> MemoryPlan | None:
-    """The plan of a run with caps; None without any. Raises `InputError` with the smallest caps that work."""
+def planned(
+    cfg: DictConfig, architecture: Architecture, made: Stored, setup: Setup, sizes: Sizes
+) -> tuple[MemoryPlan | None, Later | None]:
+    """(the plan of a run with caps, what changes in it as it goes on); None without any. Raises `InputError` with the smallest
+    caps that work."""
     vram, ram = (
         None if cfg.memory[name] is None else parse_bytes(cfg.memory[name], f"memory.{name}")
         for name in ("vram", "ram")
@@ -50,7 +54,10 @@ def planned(cfg: DictConfig, architecture: Architecture, made: Stored, setup: Se
             raise InputError(
                 f"context: got {cfg.context} without a cap; expected it with one; set memory.ram=6GiB, say"
             )
-        return None
+        for name in ("grow", "then"):
+            if cfg.memory[name]:
+                raise InputError(f"memory.{name}: got it without a cap; expected it with one; set memory.ram=6GiB, say")
+        return None, None
     _check(cfg, vram, ram)
     context = sizes.prompt + sizes.new if cfg.context is None else cfg.context
     if type(context) is not int or context < sizes.prompt + sizes.new:
@@ -62,11 +69,18 @@ def planned(cfg: DictConfig, architecture: Architecture, made: Stored, setup: Se
     layout = layout_of(Path(cfg.model), architecture, made)
     facts = replace(facts, format=made.format, expert_bytes=layout.payload_bytes, expert_stride=layout.stride)
     assert ram is not None
-    return plan_memory(
-        facts, vram=vram, ram=ram, context=context, batch=sizes.batch, scope=cfg.pool.scope, staging=cfg.pool.staging,
-        prefill_rows=sizes.batch * sizes.prompt,
-        more=[*held(cfg, facts, made, setup, sizes), *rows_of(made.options.get("lossy"), architecture, facts)],
-    )  # fmt: skip
+    more = [*held(cfg, facts, made, setup, sizes), *rows_of(made.options.get("lossy"), architecture, facts)]
+    how: dict[str, Any] = {
+        "batch": sizes.batch, "scope": cfg.pool.scope, "staging": cfg.pool.staging,
+        "prefill_rows": sizes.batch * sizes.prompt, "more": more,
+    }  # fmt: skip
+    plan = plan_memory(facts, vram=vram, ram=ram, context=context, **how)
+    room = SlotRoom(facts, gpu=vram is not None, **how)
+    later = Later(room, plan, sizes.prompt, bool(cfg.memory.grow), caps_of(cfg.memory.then, sizes.new))
+    if cfg.memory.grow:  # with room for the first pass; the plan above says that the last has room as well
+        plan = plan_memory(facts, vram=vram, ram=ram, context=sizes.prompt, **how)
+        later.begins_with(plan)
+    return plan, later if cfg.memory.grow or later.caps else None
 
 
 def held(cfg: DictConfig, facts: ModelFacts, made: Stored, setup: Setup, sizes: Sizes) -> list[MemoryRow]:
@@ -152,5 +166,10 @@ def _check(cfg: DictConfig, vram: int | None, ram: int | None) -> None:
         )
     if cfg.device == "cuda" and (vram is None or ram is None):
         raise InputError("memory: got one cap with device=cuda; expected both memory.vram and memory.ram; give both")
+    if cfg.memory.grow and cfg.device == "cuda" and cfg.graphs:
+        raise InputError(
+            "memory.grow: got true with graphs on a GPU, whose cache has its full size from the start; expected a cache that "
+            "grows; set graphs=false"
+        )
     if vram is not None and cfg.store != DISK:
         raise InputError(f"store: got {cfg.store} with memory.vram, which decides what is kept in RAM; leave store out")

@@ -50,7 +50,7 @@ class Planner(Protocol):
     Never a resident or a key twice, nothing for an empty forecast, and the same loads for the same calls in the same order:
     a planner that keeps state is built anew for each run. One that learns from what was routed also has `observe(event)`,
     called with every event before its `plan`; one that has to know how much room there is has `told(slots, pool_of)`, called
-    once before all else with the slots of each pool and the pool of each MoE layer.
+    before all else with the slots of each pool and the pool of each MoE layer, and again when pools have changed their size.
     """
 
     def plan(self, forecast: Forecast, resident_LE: np.ndarray) -> list[ExpertKey]: ...

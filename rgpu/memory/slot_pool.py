@@ -5,8 +5,9 @@ from enum import Enum
 
 import torch
 
-from rgpu.errors import ConsistencyError
+from rgpu.errors import ConsistencyError, InputError
 from rgpu.memory.exhausted import told_in_a_line
+from rgpu.memory.give_back import give_back
 from rgpu.store.layout import RowLayout
 from rgpu.types import ExpertKey
 
@@ -28,18 +29,30 @@ class SlotPool:
     whatever became of earlier ones. The engine never runs two copies into one slot at a time. A slot that a computation
     uses is pinned. Illegal moves (a copy into a pinned slot, a computation on a slot that holds another expert or is
     not READY) raise `ConsistencyError`: they would mean that a decision and its execution disagree.
+
+    Between events, when no copy is on its way, a pool can change its size: `move` and `clear` make its last rows free, then
+    `resize` gives their memory back, at the same addresses; or `renew` puts other memory in its place.
     """
 
     def __init__(self, layout: RowLayout, rows: int, buffer_SB: torch.Tensor | None = None) -> None:
         self.layout = layout
         self.rows = rows
-        self.nbytes = rows * layout.stride
         self.buffer = allocate(layout, rows) if buffer_SB is None else buffer_SB
         self._last = [0] * rows  # ticket of the last copy queued
         self._done = [0] * rows  # of the last that ended
         self._pinned = [False] * rows
         self._key: list[ExpertKey | None] = [None] * rows
         self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Of the slots that there are."""
+        return self.rows * self.layout.stride
+
+    @property
+    def written_bytes(self) -> int:
+        """Of the slots that copies have been made into, the memory that a host really gave."""
+        return sum(last > 0 for last in self._last[: self.rows]) * self.layout.stride
 
     def release(self) -> None:
         """Lets go of the buffer, whoever still holds the pool."""
@@ -54,6 +67,43 @@ class SlotPool:
     def key(self, slot: int) -> ExpertKey | None:
         """The expert that the slot holds, or will once its last copy is done."""
         return self._key[slot]
+
+    def move(self, source: int, target: int) -> None:
+        """What `source` holds is in `target`, its bytes too, and `source` is EMPTY."""
+        with self._lock:
+            self._at_rest(source)
+            self._at_rest(target)
+            self.buffer[target].copy_(self.buffer[source])
+            self._key[target], self._key[source] = self._key[source], None
+
+    def clear(self, slot: int) -> None:
+        """`slot` is EMPTY."""
+        with self._lock:
+            self._at_rest(slot)
+            self._key[slot] = None
+
+    def _at_rest(self, slot: int) -> None:
+        if self._pinned[slot] or self._last[slot] != self._done[slot]:
+            raise ConsistencyError(f"slot {slot} with {self._key[slot]} is in use and was to change")
+
+    def resize(self, rows: int) -> None:
+        """So many rows, at most as many as the buffer has, where it is; memory of the others goes back to the system."""
+        if not 0 < rows <= len(self.buffer):
+            raise ConsistencyError(f"{rows} rows in a buffer of {len(self.buffer)}")
+        for slot in range(rows, self.rows):
+            self.clear(slot)
+            self._last[slot] = self._done[slot] = 0
+        if rows < self.rows:
+            give_back(self.buffer[rows:])
+        self.rows = rows
+
+    def renew(self, buffer_SB: torch.Tensor) -> None:
+        """The pool is what `buffer_SB` is, and EMPTY."""
+        for slot in range(self.rows):
+            self.clear(slot)
+        self.buffer, self.rows = buffer_SB, len(buffer_SB)
+        self._last, self._done = [0] * self.rows, [0] * self.rows
+        self._pinned, self._key = [False] * self.rows, [None] * self.rows
 
     def begin(self, slot: int, key: ExpertKey) -> int:
         """A copy of `key` into `slot` was queued; returns its ticket."""
@@ -108,12 +158,29 @@ def allocate(layout: RowLayout, rows: int, device: torch.device | None = None) -
     return raw[start : start + nbytes].view(rows, layout.stride)
 
 
+def renew_pools(pools: list[SlotPool], rows: list[int], device: torch.device) -> None:
+    """Memory for other numbers of rows in the place of the pools' own, which goes first: there is never more than the larger
+    of both. All slots are EMPTY then. `InputError` where there is no memory for it: the pools have what they had, EMPTY."""
+    before = [pool.rows for pool in pools]
+    for pool in pools:
+        pool.release()
+    try:
+        made = _buffers(pools[0].layout, rows, device)
+    except InputError:
+        for pool, buffer_SB in zip(pools, _buffers(pools[0].layout, before, device), strict=True):
+            pool.renew(buffer_SB)
+        raise
+    for pool, buffer_SB in zip(pools, made, strict=True):
+        pool.renew(buffer_SB)
+
+
 def make_pools(layout: RowLayout, rows: list[int], device: torch.device) -> list[SlotPool]:
     """One pool each; on a GPU out of one allocation, as its allocator rounds every one up by as much as 2 MiB."""
+    return [SlotPool(layout, len(buffer_SB), buffer_SB) for buffer_SB in _buffers(layout, rows, device)]
+
+
+def _buffers(layout: RowLayout, rows: list[int], device: torch.device) -> list[torch.Tensor]:
     if device.type == "cpu":
-        return [SlotPool(layout, count) for count in rows]
-    whole_SB, pools, start = allocate(layout, sum(rows), device), [], 0
-    for count in rows:
-        pools.append(SlotPool(layout, count, whole_SB[start : start + count]))
-        start += count
-    return pools
+        return [allocate(layout, count) for count in rows]
+    torch.cuda.empty_cache()  # what pools held before belongs to the driver again
+    return list(allocate(layout, sum(rows), device).split(rows))

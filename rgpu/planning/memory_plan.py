@@ -158,6 +158,33 @@ def slots_at(
     return budget.slots(ram if vram is None else vram)
 
 
+class SlotRoom:
+    """How many slots there is room for as contexts grow and caps change, of all pools together (a cap on device memory where
+    there is a GPU, else on private memory). Arguments as those of `plan_memory`, and the same numbers."""
+
+    def __init__(
+        self, facts: ModelFacts, *, gpu: bool, batch: int = 1, scope: str = "layer", staging: int = 1,
+        prefill_rows: int | None = None, process_bytes: int = PROCESS_BYTES, cuda_bytes: int = CUDA_BYTES,
+        more: Sequence[MemoryRow] = (),
+    ) -> None:  # fmt: skip
+        self._budget = lambda context: _budget(
+            facts, gpu, context, batch, scope, staging, prefill_rows, process_bytes, "", cuda_bytes, more
+        )
+
+    def smallest(self, context: int) -> int:
+        """The smallest cap that serves such contexts."""
+        budget = self._budget(context)
+        return budget.smallest(budget.place)
+
+    def rows(self, context: int, cap: int) -> int:
+        """Slots of all pools, staging included, when contexts have `context` tokens; 0: the cap is too small. Never more at a
+        longer context."""
+        budget = self._budget(context)
+        if cap < budget.smallest(budget.place):
+            return 0
+        return min(budget.pools * budget.keys, (cap - budget.taken(budget.place)) // budget.slot)
+
+
 def readable(size: int) -> str:
     """Bytes for people: three digits and a binary unit."""
     value, units = float(size), ["B", "KiB", "MiB", "GiB", "TiB"]

@@ -18,7 +18,21 @@ from rgpu.policies.calibration import activation_maps
 from rgpu.policies.fading import NOW, start_clock, tick
 from rgpu.policies.heap import HEAP_FROM, HEAP_ROWS, drop, least, rebuild, track
 from rgpu.policies.hooks import lean
-from rgpu.policies.loop import CAP, CLOCK, EVENT, OWN, R0, R1, R2, R3, REG, always, compiled, loop, no_wish
+from rgpu.policies.loop import (
+    CLOCK,
+    EVENT,
+    MADE,
+    OWN,
+    R0,
+    R1,
+    R2,
+    R3,
+    REG,
+    always,
+    compiled,
+    loop,
+    no_wish,
+)
 from rgpu.policies.policy import Setting, Traits
 
 LAST, HEAP = OWN, OWN + 1
@@ -57,7 +71,7 @@ def choose(m, f):
         m[REG, MATCH] = best
         for key in range(f.shape[1]):
             f[SHARE, key] = f[MAPS + best, key] * f[EARLY, key]
-        if m[REG, CAP] >= HEAP_FROM:
+        if m[REG, MADE] >= HEAP_FROM:
             rebuild(m, HEAP, f, SHARE, LAST)
 
 

@@ -109,6 +109,10 @@ class Admitted:
         if isinstance(self.plug, SecondHit):  # a pool of several layers sees an event of each in every pass
             setting.m[:, REG, GATE_VALUE] *= np.bincount(setting.pool_of, minlength=len(setting.m))
 
+    def resized(self, m: np.ndarray, f: np.ndarray) -> None:
+        if resized := getattr(self.policy, "resized", None):
+            resized(m, f)
+
     def fill(self, setting: Setting) -> list[np.ndarray]:
         if fill := getattr(self.policy, "fill", None):
             return fill(setting)  # type: ignore[no-any-return]

@@ -11,6 +11,8 @@ Misses are touched in touch order within their list. A proactive load enters as 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from rgpu.policies.lists import LINKED, drop_tail, length, move_front, oldest_free, on_list, push_front, tight
 from rgpu.policies.loop import CAP, CLOCK, OWN, R0, REG, SLOT_OF, compiled, loop, no_event, no_wish
 from rgpu.policies.policy import Traits
@@ -45,12 +47,13 @@ def arrive(m, f, key):
         move_front(m, L, T2, key)
     else:
         push_front(m, L, T1, key)
-        ones = length(m, L, T1) + length(
-            m, L, B1
-        )  # evictions leave both sums alone, so one too many is all there can be
-        if ones > m[REG, CAP]:
+        # evictions leave both sums alone, so one too many is all there can be, unless the pool has become smaller
+        while length(m, L, T1) + length(m, L, B1) > m[REG, CAP]:
             drop_tail(m, L, B1)
-        elif ones + length(m, L, T2) + length(m, L, B2) > 2 * m[REG, CAP]:
+        while (
+            length(m, L, T1) + length(m, L, B1) + length(m, L, T2) + length(m, L, B2) > 2 * m[REG, CAP]
+            and length(m, L, B2) > 0
+        ):
             drop_tail(m, L, B2)
 
 
@@ -82,3 +85,6 @@ class Arc:
     name: ClassVar[str] = "arc"
     traits: ClassVar[Traits] = Traits(rows=LINKED, frows=1)
     run: ClassVar = staticmethod(run)
+
+    def resized(self, m: np.ndarray, f: np.ndarray) -> None:
+        f[P, 0] = min(f[P, 0], float(m[REG, CAP]))

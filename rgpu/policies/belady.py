@@ -11,6 +11,7 @@ from rgpu.policies.hooks import lean
 from rgpu.policies.loop import (
     CAP,
     KEY_OF,
+    MADE,
     NEXT,
     PIN,
     REG,
@@ -28,7 +29,7 @@ from rgpu.policies.policy import Traits
 
 @lean
 def victim(m, f):
-    if m[REG, CAP] >= HEAP_FROM:
+    if m[REG, MADE] >= HEAP_FROM:
         return m[SLOT_OF, smallest(m, HEAP, m, SOONEST, SLOT_OF, WHOLE, 0)]
     far = -1
     slot = -1

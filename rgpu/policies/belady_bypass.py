@@ -15,6 +15,7 @@ from rgpu.policies.loop import (
     BYTES,
     CAP,
     KEY_OF,
+    MADE,
     NEXT,
     PINNED,
     REG,
@@ -33,7 +34,7 @@ from rgpu.policies.policy import Traits
 @lean
 def farthest(m, f):
     """Slot of the resident with the farthest next use; members of the event are not spared."""
-    if m[REG, CAP] >= HEAP_FROM:
+    if m[REG, MADE] >= HEAP_FROM:
         return m[SLOT_OF, m[HEAP + ORDER, 0]]
     far = -1
     slot = -1

@@ -20,6 +20,7 @@ from rgpu.policies.loop import (
     CAP,
     CLOCK,
     KEY_OF,
+    MADE,
     OWN,
     PIN,
     R0,
@@ -50,7 +51,7 @@ def count(m, f, keys, weights, feature):
 def arrive(m, f, key):
     m[LAST, key] = m[REG, CLOCK]
     m[CLASS, key] = max(0, min(CLASSES - 1, int(log2_now(m[COUNT, key], f, FADE))))
-    if m[REG, CAP] >= LISTS_FROM:
+    if m[REG, MADE] >= LISTS_FROM:
         link(m, LISTS, m[CLASS, key], key)
 
 
@@ -61,7 +62,7 @@ def touch(m, f, key, hit):
 
 @lean
 def leave(m, f, key):
-    if m[REG, CAP] >= LISTS_FROM:
+    if m[REG, MADE] >= LISTS_FROM:
         unlink(m, LISTS, key)
 
 
@@ -71,7 +72,7 @@ def victim(m, f):
     most = -1
     level = 0
     now = m[REG, CLOCK] + 1
-    if m[REG, CAP] < LISTS_FROM:
+    if m[REG, MADE] < LISTS_FROM:
         for c in range(m[REG, CAP]):
             key = m[KEY_OF, c]
             if key >= 0 and m[PIN, key] != m[REG, WAVE]:

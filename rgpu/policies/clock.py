@@ -38,7 +38,7 @@ def touch(m, f, key, hit):
 
 @tight
 def victim(m, f):
-    slot = m[REG, HAND]
+    slot = m[REG, HAND] if m[REG, HAND] < m[REG, CAP] else 0
     while True:
         key = m[KEY_OF, slot]
         if key >= 0 and m[PIN, key] != m[REG, WAVE]:

@@ -33,6 +33,7 @@ from rgpu.policies.loop import (
     CLOCK,
     EVENT,
     KEY_OF,
+    MADE,
     OWN,
     PIN,
     R0,
@@ -68,7 +69,7 @@ def arrive(m, f, key):
     m[LAST, key] = m[REG, EVENT]
     m[TURN, key] = m[REG, CLOCK]
     m[USED, key] = use_bucket(log2_now(m[COUNT, key], f, FADE), f[EVEN, 0])
-    if m[REG, CAP] >= LISTS_FROM:
+    if m[REG, MADE] >= LISTS_FROM:
         link(m, LISTS, m[USED, key] * AGE_BUCKETS, key)
 
 
@@ -79,7 +80,7 @@ def touch(m, f, key, hit):
 
 @lean
 def leave(m, f, key):
-    if m[REG, CAP] >= LISTS_FROM:
+    if m[REG, MADE] >= LISTS_FROM:
         unlink(m, LISTS, key)
 
 
@@ -111,7 +112,7 @@ def move_on(m):
 @lean
 def victim(m, f):
     out = -1
-    if m[REG, CAP] < LISTS_FROM:
+    if m[REG, MADE] < LISTS_FROM:
         worst = 0
         for c in range(m[REG, CAP]):
             key = m[KEY_OF, c]

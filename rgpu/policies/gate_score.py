@@ -15,7 +15,19 @@ from rgpu.errors import InputError
 from rgpu.policies.fading import grown, start_clock, tick_pass
 from rgpu.policies.heap import HEAP_FROM, HEAP_ROWS, drop, least, track
 from rgpu.policies.hooks import lean
-from rgpu.policies.loop import CAP, CLOCK, OWN, R0, R1, REG, SLOT_OF, always, compiled, loop, no_wish
+from rgpu.policies.loop import (
+    CLOCK,
+    MADE,
+    OWN,
+    R0,
+    R1,
+    REG,
+    SLOT_OF,
+    always,
+    compiled,
+    loop,
+    no_wish,
+)
 from rgpu.policies.policy import Setting, Traits
 
 SCORE, LAST, HEAP = OWN, OWN + 1, OWN + 2
@@ -33,7 +45,7 @@ def score(m, f, keys, weights, feature):
         if feature[e] > 0:
             key = first + e
             m[SCORE, key] = grown(m[SCORE, key], f, FADE, feature[e])
-            if m[REG, CAP] >= HEAP_FROM and m[SLOT_OF, key] >= 0:
+            if m[REG, MADE] >= HEAP_FROM and m[SLOT_OF, key] >= 0:
                 track(m, HEAP, m, SCORE, LAST, key)
 
 

@@ -11,7 +11,7 @@ touched, so that each costs two moves a wave at most. `span` divides the keys in
 """
 
 from rgpu.policies.hooks import lean, oldest
-from rgpu.policies.loop import CAP, KEY_OF, PIN, REG, SLOT_OF, WAVE, inlined
+from rgpu.policies.loop import CAP, KEY_OF, MADE, PIN, REG, SLOT_OF, WAVE, inlined
 
 HEAP_FROM = 128  # slots from which the heap serves; below, a scan is faster
 HEAP_ROWS = 5
@@ -144,20 +144,20 @@ def scan(m, p, row, tie):
 
 @inlined
 def track(m, at, p, row, tie, key):
-    if m[REG, CAP] >= HEAP_FROM:
+    if m[REG, MADE] >= HEAP_FROM:
         settle(m, at, p, row, tie, WHOLE, key)
 
 
 @inlined
 def drop(m, at, p, row, tie, key):
-    if m[REG, CAP] >= HEAP_FROM:
+    if m[REG, MADE] >= HEAP_FROM:
         remove(m, at, p, row, tie, WHOLE, key)
 
 
 @lean
 def least(m, at, p, row, tie):
     """Slot of the lowest evictable priority, by heap or scan as the pool's size asks for."""
-    if m[REG, CAP] < HEAP_FROM:
+    if m[REG, MADE] < HEAP_FROM:
         return scan(m, p, row, tie)
     return m[SLOT_OF, smallest(m, at, p, row, tie, WHOLE, 0)]
 
@@ -165,6 +165,6 @@ def least(m, at, p, row, tie):
 @inlined
 def first(m, at, row):
     """`least` of a row of m whose equals go by slot: the plainest scan where a scan serves."""
-    if m[REG, CAP] < HEAP_FROM:
+    if m[REG, MADE] < HEAP_FROM:
         return oldest(m, row)
     return m[SLOT_OF, smallest(m, at, m, row, SLOT_OF, WHOLE, 0)]

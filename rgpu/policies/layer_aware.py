@@ -17,6 +17,7 @@ from rgpu.policies.loop import (
     CAP,
     CLOCK,
     KEY_OF,
+    MADE,
     OWN,
     PIN,
     R0,
@@ -45,7 +46,7 @@ def begin(m, f, keys, weights, feature):
 @lean
 def arrive(m, f, key):
     m[LAST, key] = m[REG, CLOCK]
-    if m[REG, CAP] >= HEAP_FROM:
+    if m[REG, MADE] >= HEAP_FROM:
         settle(m, HEAP, m, LAST, SLOT_OF, m[REG, EXPERTS], key)
 
 
@@ -56,7 +57,7 @@ def touch(m, f, key, hit):
 
 @lean
 def leave(m, f, key):
-    if m[REG, CAP] >= HEAP_FROM:
+    if m[REG, MADE] >= HEAP_FROM:
         remove(m, HEAP, m, LAST, SLOT_OF, m[REG, EXPERTS], key)
 
 
@@ -64,7 +65,7 @@ def leave(m, f, key):
 def victim(m, f):
     layer = m[REG, LAYER]
     layers = m[REG, LAYERS]
-    if m[REG, CAP] >= HEAP_FROM:
+    if m[REG, MADE] >= HEAP_FROM:
         for back in range(layers):  # the layer at work comes up latest, then the one before it, and so on
             key = smallest(m, HEAP, m, LAST, SLOT_OF, m[REG, EXPERTS], (layer - back + layers) % layers)
             if key >= 0:

@@ -22,6 +22,7 @@ from rgpu.policies.loop import (
     CLOCK,
     EVENT,
     KEY_OF,
+    MADE,
     OWN,
     PIN,
     R0,
@@ -60,7 +61,7 @@ def arrive(m, f, key):
     said = f[BASE, key // m[REG, EXPERTS]] + f[MODEL, BY_WEIGHT] * f[GATE, key]
     said += f[MODEL, BY_COUNT] * log2_now(m[USES, key], f, FADE)
     m[SAID, key] = max(0, min(LEVELS - 1, int((said - f[MODEL, LOW]) / f[MODEL, WIDTH])))
-    if m[REG, CAP] >= LISTS_FROM:
+    if m[REG, MADE] >= LISTS_FROM:
         link(m, LISTS, m[SAID, key], key)
 
 
@@ -71,7 +72,7 @@ def touch(m, f, key, hit):
 
 @lean
 def leave(m, f, key):
-    if m[REG, CAP] >= LISTS_FROM:
+    if m[REG, MADE] >= LISTS_FROM:
         unlink(m, LISTS, key)
 
 
@@ -88,7 +89,7 @@ def distance(m, f, key):
 def victim(m, f):
     out = -1
     farthest = 0.0
-    if m[REG, CAP] < LISTS_FROM:
+    if m[REG, MADE] < LISTS_FROM:
         for c in range(m[REG, CAP]):
             key = m[KEY_OF, c]
             if key >= 0 and m[PIN, key] != m[REG, WAVE]:

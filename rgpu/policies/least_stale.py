@@ -17,6 +17,7 @@ from rgpu.policies.loop import (
     CAP,
     CLOCK,
     KEY_OF,
+    MADE,
     OWN,
     PIN,
     R0,
@@ -65,7 +66,7 @@ def begin(m, f, keys, weights, feature):
 
 @lean
 def refresh(m, key, clock):
-    if m[REG, CAP] < HEAP_FROM:
+    if m[REG, MADE] < HEAP_FROM:
         m[RANK, key] = clock
         m[PASS, key] = m[REG, NUMBER]
         return
@@ -85,7 +86,7 @@ def arrive(m, f, key):
 def touch(m, f, key, hit):
     if m[REG, BY_USE]:
         refresh(m, key, m[REG, CLOCK])
-    elif m[REG, CAP] < HEAP_FROM:
+    elif m[REG, MADE] < HEAP_FROM:
         m[PASS, key] = m[REG, NUMBER]
     elif m[RANK, key] < CURRENT:
         refresh(m, key, m[RANK, key])
@@ -98,7 +99,7 @@ def leave(m, f, key):
 
 @lean
 def victim(m, f):
-    if m[REG, CAP] >= HEAP_FROM:
+    if m[REG, MADE] >= HEAP_FROM:
         return m[SLOT_OF, smallest(m, HEAP, m, RANK, SLOT_OF, WHOLE, 0)]
     slot = -1
     best = 0

@@ -16,6 +16,7 @@ from rgpu.policies.loop import (
     CAP,
     CLOCK,
     KEY_OF,
+    MADE,
     OWN,
     PIN,
     R0,
@@ -37,7 +38,7 @@ FORGET = R0
 
 @lean
 def place(m, key):
-    if m[REG, CAP] >= HEAP_FROM:
+    if m[REG, MADE] >= HEAP_FROM:
         link(m, LISTS, min(m[COUNT, key], LEVELS) - 1, key)
 
 
@@ -61,7 +62,7 @@ def touch(m, f, key, hit):
 
 @lean
 def leave(m, f, key):
-    if m[REG, CAP] >= HEAP_FROM:
+    if m[REG, MADE] >= HEAP_FROM:
         unlink(m, LISTS, key)
 
 
@@ -77,7 +78,7 @@ def worse(m, a, b):
 @lean
 def victim(m, f):
     out = -1
-    if m[REG, CAP] < HEAP_FROM:
+    if m[REG, MADE] < HEAP_FROM:
         for c in range(m[REG, CAP]):
             key = m[KEY_OF, c]
             if key >= 0 and m[PIN, key] != m[REG, WAVE] and (out < 0 or worse(m, key, out)):

@@ -12,7 +12,18 @@ from rgpu.errors import InputError
 from rgpu.policies.fading import grown, start_clock, tick
 from rgpu.policies.heap import HEAP_FROM, HEAP_ROWS, drop, first, track
 from rgpu.policies.hooks import lean
-from rgpu.policies.loop import CAP, EVENT, OWN, REG, SLOT_OF, always, compiled, loop, no_access, no_wish
+from rgpu.policies.loop import (
+    EVENT,
+    MADE,
+    OWN,
+    REG,
+    SLOT_OF,
+    always,
+    compiled,
+    loop,
+    no_access,
+    no_wish,
+)
 from rgpu.policies.policy import Setting, Traits
 
 SCORE = OWN  # m[SCORE, key]: fading count of uses
@@ -26,7 +37,7 @@ def count(m, f, keys, weights, feature):
     for j in range(keys.shape[0]):
         key = keys[j]
         m[SCORE, key] = grown(m[SCORE, key], f, FADE, 1.0)
-        if m[REG, CAP] >= HEAP_FROM and m[SLOT_OF, key] >= 0:
+        if m[REG, MADE] >= HEAP_FROM and m[SLOT_OF, key] >= 0:
             track(m, HEAP, m, SCORE, SLOT_OF, key)
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from rgpu.policies.heap import HEAP_FROM, HEAP_ROWS, drop, first, track
 from rgpu.policies.hooks import lean
-from rgpu.policies.loop import CAP, CLOCK, OWN, REG, SLOT_OF, always, compiled, loop, no_wish
+from rgpu.policies.loop import CLOCK, MADE, OWN, REG, SLOT_OF, always, compiled, loop, no_wish
 from rgpu.policies.policy import Traits
 
 RANK = OWN  # m[RANK, key]: uses << 40 | clock of the last use or load
@@ -23,7 +23,7 @@ def count(m, f, keys, weights, feature):
     for j in range(keys.shape[0]):
         key = keys[j]
         m[RANK, key] += ONE_USE
-        if m[REG, CAP] >= HEAP_FROM and m[SLOT_OF, key] >= 0:
+        if m[REG, MADE] >= HEAP_FROM and m[SLOT_OF, key] >= 0:
             track(m, HEAP, m, RANK, SLOT_OF, key)
 
 

@@ -14,6 +14,8 @@ reuse alone. Misses are touched in touch order with their standing unchanged. A 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from rgpu.errors import InputError
 from rgpu.policies.lists import (
     LINKED,
@@ -142,5 +144,8 @@ class Lirs:
             raise InputError(f"policy.hir: got {self.hir}; expected a share above 0, at most 1; set policy.hir=0.01")
 
     def prepare(self, setting: Setting) -> None:
-        for registers in setting.m[:, REG]:
-            registers[LIR_SHARE] = registers[CAP] - max(1, int(self.hir * registers[CAP]))
+        for m, f in zip(setting.m, setting.f, strict=True):
+            self.resized(m, f)
+
+    def resized(self, m: np.ndarray, f: np.ndarray) -> None:
+        m[REG, LIR_SHARE] = m[REG, CAP] - max(1, int(self.hir * m[REG, CAP]))

@@ -100,11 +100,34 @@ def evictable(m, slot):
 
 
 @inlined
-def place(m, f, key, counts, demand, proactive, victim, on_evict, on_admit):
+def give_back(m):
+    """Take the last slot out of a pool that has a free one; who is in it moves. -> the slot moved to, or -1"""
+    last = m[REG, CAP] - 1
+    free = m[REG, CAP] - m[REG, USED]
+    key = m[KEY_OF, last]
+    moved = np.int64(-1)
+    if key >= 0:
+        moved = m[FREE, free - 1]
+        m[KEY_OF, moved] = key
+        m[SLOT_OF, key] = moved
+        m[KEY_OF, last] = -1
+    else:
+        at = 0
+        while m[FREE, at] != last:
+            at += 1
+        for i in range(at, free - 1):
+            m[FREE, i] = m[FREE, i + 1]
+    m[REG, CAP] = last
+    return moved
+
+
+@inlined
+def place(m, f, key, counts, demand, proactive, leaving, victim, on_evict, on_admit):
     """Put `key` into a slot, evicting until it fits. -> (slot, first victim's key or -1); slot -1: all pinned, dropped.
 
     On demand, a pool whose residents are all pinned begins a new wave: those members have been served by then.
-    `proactive` loads, unlike demand and the initial fill, are accounted for as useful, wasted or pending.
+    `leaving`: a slot is wanted that nobody is in, and `key` stays where it is. `proactive` loads, unlike demand and the
+    initial fill, are accounted for as useful, wasted or pending.
     """
     first = np.int64(-1)
     stuck = False
@@ -128,7 +151,7 @@ def place(m, f, key, counts, demand, proactive, victim, on_evict, on_admit):
         if first < 0:
             first = old
     slot = np.int64(-1)
-    if not stuck:
+    if not stuck and not leaving:
         slot = m[FREE, m[REG, CAP] - m[REG, USED] - 1]
         m[REG, USED] += 1
         m[REG, BYTES] += m[SIZE, key]
@@ -153,6 +176,9 @@ def loop(
     `nexts` (event number of each key's next use) and `touch` (touch order as offsets within the event) may be empty;
     `features` is [events, F] or one empty row. Fills codes and victims (one an access), counts, and `plog` with a row
     (event, key, slot, victim) for each proactive load a policy asked for, as long as there is room.
+
+    An event of kind `SHRINK` or `GROW` has one key, which means nothing: the pool has one slot less or more from then on.
+    A full pool gives up whom the policy chooses (`victims`); who was in the last slot moves (to slot `codes`, -1: nobody).
     """
     for e in range(pool.shape[0]):
         m = m3[pool[e]]
@@ -194,7 +220,7 @@ def loop(
                     m[SEEN, key] = 1
                     counts[DEMAND_LOADS] += 1
                     if m[REG, CAP] > 0 and admit(m, f, key) and passes(m, key, weights[a]):
-                        slot, old = place(m, f, key, counts, True, False, victim, on_evict, on_admit)
+                        slot, old = place(m, f, key, counts, True, False, False, victim, on_evict, on_admit)
                         codes[a] = slot
                         victims[a] = old
                     else:
@@ -218,7 +244,7 @@ def loop(
             for j in range(n):
                 key = m[WANT, j]
                 if m[SLOT_OF, key] < 0 and changes < m[REG, CHANGES]:
-                    slot, old = place(m, f, key, counts, False, True, victim, on_evict, on_admit)
+                    slot, old = place(m, f, key, counts, False, True, False, victim, on_evict, on_admit)
                     if slot >= 0:
                         changes += 1
                         counts[PROACTIVE_LOADS] += 1
@@ -228,6 +254,11 @@ def loop(
                             plog[counts[LOGGED], 2] = slot
                             plog[counts[LOGGED], 3] = old
                             counts[LOGGED] += 1
+        elif kind[e] == GROW:
+            m[FREE, m[REG, CAP] - m[REG, USED]] = m[REG, CAP]
+            m[REG, CAP] += 1
+            codes[a0] = -1
+            victims[a0] = -1
         else:
             if kind[e] != PREFETCH_BUSY:  # the pool's last event is over: its members need no protection
                 m[REG, WAVE] += 1
@@ -236,7 +267,7 @@ def loop(
                 key = np.int64(keys[a])
                 codes[a] = DROPPED
                 victims[a] = -1
-                if m[SLOT_OF, key] >= 0:
+                if m[SLOT_OF, key] >= 0 and kind[e] != SHRINK:
                     codes[a] = KEPT
                     if m[PIN, key] != m[REG, WAVE]:
                         m[PIN, key] = m[REG, WAVE]
@@ -244,8 +275,12 @@ def loop(
             for a in range(a0, a1):
                 if codes[a] == DROPPED and m[REG, CAP] > 0:
                     key = np.int64(keys[a])
-                    slot, old = place(m, f, key, counts, False, kind[e] != FILL, victim, on_evict, on_admit)
-                    if slot >= 0:
+                    leaving = kind[e] == SHRINK
+                    slot, old = place(m, f, key, counts, False, kind[e] != FILL, leaving, victim, on_evict, on_admit)
+                    if leaving:
+                        codes[a] = give_back(m)
+                        victims[a] = old
+                    elif slot >= 0:
                         codes[a] = slot
                         victims[a] = old
                         counts[FILL_LOADS if kind[e] == FILL else PROACTIVE_LOADS] += 1
@@ -261,6 +296,6 @@ def plain(**hooks: Callable[..., Any]) -> Callable[..., None]:
     """The same loop, uncompiled, for hooks in plain Python (a user's own policy, or a debugger)."""
     given = {name: getattr(h, "py_func", h) for name, h in (DEFAULTS | hooks).items()}
     source = loop.py_func
-    parts = {part.__name__: part.py_func for part in (place, open_gate, passes)}
+    parts = {part.__name__: part.py_func for part in (give_back, place, open_gate, passes)}
     uncompiled = types.FunctionType(source.__code__, source.__globals__ | parts, "loop")
     return lambda *arrays: uncompiled(*arrays, **given)

@@ -20,6 +20,7 @@ from rgpu.policies.loop import (
     CLOCK,
     EVENT,
     KEY_OF,
+    MADE,
     NEVER,
     OWN,
     PIN,
@@ -99,7 +100,7 @@ def scan(m, spare):
 
 @tight
 def victim(m, f):
-    if m[REG, CAP] < HEAP_FROM:
+    if m[REG, MADE] < HEAP_FROM:
         slot = scan(m, m[REG, CORRELATED] > 0)
         return slot if slot >= 0 else scan(m, False)
     key = smallest(m, HEAP, m, RANK, SLOT_OF, WHOLE, 0)

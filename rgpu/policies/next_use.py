@@ -2,7 +2,7 @@
 
 from rgpu.policies.heap import HEAP_FROM, HEAP_ROWS, WHOLE, drop, settle, track
 from rgpu.policies.hooks import lean
-from rgpu.policies.loop import CAP, NEXT, OWN, REG, SLOT_OF
+from rgpu.policies.loop import MADE, NEXT, OWN, REG, SLOT_OF
 
 SOONEST, HEAP = OWN, OWN + 1  # m[SOONEST, key]: minus the next use; only kept up in pools large enough for a heap
 ROWS = 1 + HEAP_ROWS
@@ -10,7 +10,7 @@ ROWS = 1 + HEAP_ROWS
 
 @lean
 def look_ahead(m, f, keys, weights, feature):
-    if m[REG, CAP] >= HEAP_FROM:
+    if m[REG, MADE] >= HEAP_FROM:
         for j in range(keys.shape[0]):
             m[SOONEST, keys[j]] = -m[NEXT, keys[j]]
             if m[SLOT_OF, keys[j]] >= 0:

@@ -5,6 +5,8 @@ A policy is a frozen dataclass of parameters with
     traits  what state it keeps and what it needs (`Traits`)
     run     the compiled loop with its hooks inlined; a policy in plain Python has `hooks` instead and runs uncompiled
     prepare optional, prepare(setting): writes parameters and calibration into the state once, before the first event
+    resized optional, resized(m, f) of one pool: its slots have changed (`m[REG, CAP]`); what was derived from their number is
+            derived anew. One that cannot go on with other slots says so with the trait `resizes`
     fill    optional, fill(setting): keys each pool is filled with before the first event, counted as loads
 """
 
@@ -28,7 +30,7 @@ class Traits:
     `on_event` gets: "" nothing, "router" the router's probabilities, "hidden" the router's input (see replay.events).
     `calibration`: needs a trace to calibrate on. `demand`: loads only what was just missed. `forecast`: before an event is
     decided f[pool, 0, key] holds the newest forecast of each key, the chance that its layer's next event routes it (0
-    without a predictor)."""
+    without a predictor). `resizes`: goes on when a pool's slots change between events."""
 
     rows: int = 0
     frows: int = 0
@@ -41,6 +43,7 @@ class Traits:
     signatures: int = 0
     demand: bool = True
     forecast: bool = False
+    resizes: bool = True
 
 
 @dataclass(frozen=True, slots=True)

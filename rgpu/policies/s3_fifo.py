@@ -12,6 +12,8 @@ first use counts as a hit.
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from rgpu.errors import InputError
 from rgpu.policies.lists import LINKED, drop_tail, length, move_front, oldest_free, on_list, push_front, remove, tight
 from rgpu.policies.loop import CAP, OWN, R0, R1, R2, R3, REG, SLOT_OF, always, compiled, loop, no_event, no_wish
@@ -113,7 +115,10 @@ class S3Fifo:
             raise InputError(f"policy.promote: got {self.promote}; expected 1, 2 or 3; set policy.promote=2")
 
     def prepare(self, setting: Setting) -> None:
-        for registers in setting.m[:, REG]:
-            registers[SMALL_SHARE] = max(1, int(self.small * registers[CAP]))
-            registers[GHOST_SHARE] = max(1, int(self.ghost * registers[CAP]))
-            registers[[PROMOTE, SPILL]] = self.promote, self.spill
+        setting.m[:, REG, PROMOTE], setting.m[:, REG, SPILL] = self.promote, self.spill
+        for m, f in zip(setting.m, setting.f, strict=True):
+            self.resized(m, f)
+
+    def resized(self, m: np.ndarray, f: np.ndarray) -> None:
+        m[REG, SMALL_SHARE] = max(1, int(self.small * m[REG, CAP]))
+        m[REG, GHOST_SHARE] = max(1, int(self.ghost * m[REG, CAP]))

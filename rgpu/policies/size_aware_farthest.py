@@ -17,6 +17,7 @@ from rgpu.policies.loop import (
     CAP,
     EVENT,
     KEY_OF,
+    MADE,
     NEVER,
     NEXT,
     OWN,
@@ -56,7 +57,7 @@ def weigh(m, f, key):
 
 @lean
 def look_ahead(m, f, keys, weights, feature):
-    if m[REG, CAP] >= HEAP_FROM:
+    if m[REG, MADE] >= HEAP_FROM:
         for j in range(keys.shape[0]):
             m[SOONEST, keys[j]] = -m[NEXT, keys[j]]
             if m[SLOT_OF, keys[j]] >= 0:
@@ -66,20 +67,20 @@ def look_ahead(m, f, keys, weights, feature):
 @lean
 def arrive(m, f, key):
     m[SOONEST, key] = -m[NEXT, key]
-    if m[REG, CAP] >= HEAP_FROM:
+    if m[REG, MADE] >= HEAP_FROM:
         settle(m, HEAP, m, SOONEST, SLOT_OF, m[REG, EXPERTS], key)
 
 
 @lean
 def leave(m, f, key):
-    if m[REG, CAP] >= HEAP_FROM:
+    if m[REG, MADE] >= HEAP_FROM:
         remove(m, HEAP, m, SOONEST, SLOT_OF, m[REG, EXPERTS], key)
 
 
 @lean
 def victim(m, f):
     out = -1
-    if m[REG, CAP] >= HEAP_FROM:  # a layer's experts have one size: its farthest is its candidate
+    if m[REG, MADE] >= HEAP_FROM:  # a layer's experts have one size: its farthest is its candidate
         for layer in range(m[REG, LAYERS]):
             key = smallest(m, HEAP, m, SOONEST, SLOT_OF, m[REG, EXPERTS], layer)
             if key >= 0:

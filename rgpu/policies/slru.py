@@ -11,6 +11,8 @@ touched in touch order within their segment. A proactive load's first use counts
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from rgpu.errors import InputError
 from rgpu.policies.lists import LINKED, length, move_front, oldest_free, on_list, push_front, remove, tail, tight
 from rgpu.policies.loop import (
@@ -88,5 +90,9 @@ class Slru:
             raise InputError(f"policy.segments: got {self.segments}; expected 2, 3 or 4; set policy.segments=2")
 
     def prepare(self, setting: Setting) -> None:
-        for registers in setting.m[:, REG]:
-            registers[[SEGMENTS, SHARE, SPILL]] = self.segments, registers[CAP] // self.segments, self.spill
+        setting.m[:, REG, SEGMENTS], setting.m[:, REG, SPILL] = self.segments, self.spill
+        for m, f in zip(setting.m, setting.f, strict=True):
+            self.resized(m, f)
+
+    def resized(self, m: np.ndarray, f: np.ndarray) -> None:
+        m[REG, SHARE] = m[REG, CAP] // self.segments

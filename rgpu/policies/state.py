@@ -9,9 +9,10 @@ from numba import njit
 
 SLOT_OF, KEY_OF, PIN, NEXT, REG, ORIGIN, SEEN, SIZE, FREE, WANT, TRIED, OWN = range(12)  # rows of m
 # Columns of m[REG]; GATE.. are the admission plug's, R0.. the policy's own registers.
-(EVENT, CLOCK, USED, CAP, WAVE, PINNED, BYTES, BYTE_CAP, POOL, SEED, CHANGES, GATE, GATE_VALUE, GATE_LEFT,
- R0, R1, R2, R3, R4, R5, R6, R7) = range(22)  # fmt: skip
-DEMAND, PREFETCH, PREFETCH_BUSY, FILL = 0, 1, 2, 3  # kinds of event
+# MADE: the slots that the state was made for, by which policies choose between a scan and a heap; CAP may change after.
+(EVENT, CLOCK, USED, CAP, WAVE, PINNED, BYTES, BYTE_CAP, POOL, SEED, CHANGES, MADE, GATE, GATE_VALUE, GATE_LEFT,
+ R0, R1, R2, R3, R4, R5, R6, R7) = range(23)  # fmt: skip
+DEMAND, PREFETCH, PREFETCH_BUSY, FILL, SHRINK, GROW = range(6)  # kinds of event
 HIT, BYPASS, KEPT, DROPPED, PREFETCH_HIT = -1, -2, -3, -4, -5  # codes; >= 0: loaded into that slot
 HITS, PREFETCH_HITS, COLD, DEMAND_LOADS, PROACTIVE_LOADS, FILL_LOADS, WASTED, LOADED_BYTES, LOGGED, COUNTS = range(10)
 NEVER = 1 << 60  # "no next use", and "no limit" for bytes
@@ -30,6 +31,6 @@ def make_state(
     m[:, [SLOT_OF, KEY_OF, PIN]] = -1
     m[:, NEXT] = NEVER
     for p, cap in enumerate(slots):
-        m[p, REG, [CAP, BYTE_CAP, POOL, SEED]] = cap, NEVER, p, seed
+        m[p, REG, [CAP, MADE, BYTE_CAP, POOL, SEED]] = cap, cap, NEVER, p, seed
         m[p, FREE, :cap] = np.arange(cap)[::-1]
     return m, np.zeros((pools, max(frows, 1), wide))

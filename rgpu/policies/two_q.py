@@ -10,6 +10,8 @@ the other gives the victim. Misses that entered Am are touched in touch order. A
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from rgpu.errors import InputError
 from rgpu.policies.lists import LINKED, drop_tail, length, move_front, oldest_free, on_list, push_front, remove, tight
 from rgpu.policies.loop import CAP, OWN, R0, R1, REG, SLOT_OF, always, compiled, loop, no_event, no_wish
@@ -75,6 +77,9 @@ class TwoQ:
             raise InputError(f"policy.a1out: got {self.a1out}; expected a share above 0; set policy.a1out=0.5")
 
     def prepare(self, setting: Setting) -> None:
-        for registers in setting.m[:, REG]:
-            registers[IN_SHARE] = max(1, int(self.a1in * registers[CAP]))
-            registers[OUT_SHARE] = max(1, int(self.a1out * registers[CAP]))
+        for m, f in zip(setting.m, setting.f, strict=True):
+            self.resized(m, f)
+
+    def resized(self, m: np.ndarray, f: np.ndarray) -> None:
+        m[REG, IN_SHARE] = max(1, int(self.a1in * m[REG, CAP]))
+        m[REG, OUT_SHARE] = max(1, int(self.a1out * m[REG, CAP]))

@@ -5,7 +5,7 @@ its trace agree hit for hit and victim for victim. Legend: T tokens, K top-k, U 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,14 @@ from rgpu.policies.loop import (
     COUNTS,
     DEMAND,
     FILL,
+    GROW,
     HITS,
     KEY_OF,
     LOGGED,
     PREFETCH,
     PREFETCH_BUSY,
     PREFETCH_HITS,
+    SHRINK,
     SLOT_OF,
 )
 from rgpu.policies.policy import Policy, runner
@@ -31,6 +33,7 @@ from rgpu.replay.events import TOUCH_ORDERS, union_of, union_of_one
 from rgpu.replay.features import event_feature
 from rgpu.replay.hot_start import hot_keys
 from rgpu.replay.pool import PoolConfig, initial_state, lay_out
+from rgpu.replay.resizing import Resized, Resizes, check_resizable, moves_of
 from rgpu.types import MoEShape, RoutingEvent
 
 MISSING = -1  # an assignment that a lossy run gave up (`rgpu.runtime.lossy`)
@@ -79,8 +82,7 @@ class Controller:
             raise InputError(f"replay.touch_order: got {touch_order!r}; expected one of {', '.join(TOUCH_ORDERS)}")
         self.policy, self.shape, self.predictor, self.planner = policy, shape, predictor, planner
         self.layout = lay_out(pool, policy, shape)
-        if told := getattr(planner, "told", None):  # a planner may ask how much room there is
-            told(self.layout.main, self.layout.pool_of)
+        self._tell()
         self.feature = policy.traits.feature if feature is None else feature
         width = {"": 0, "hidden": shape.hidden}.get(self.feature, shape.experts)
         self._m, self._f, self._fill = initial_state(self.layout, policy, shape, self.feature, width, calibration, seed)
@@ -165,6 +167,32 @@ class Controller:
                 filled.append(self._proactive(p, FILL, keys, layer=-1, number=-1))
         return filled
 
+    def resize(self, pool: int, slots: int, number: int) -> Resized:
+        """Gives `pool` that many slots that keep experts, before pass `number`: one by one, each a decision like any other.
+
+        `InputError` for a policy or a size that cannot be (at most all the pool's experts)."""
+        keys = int((self.layout.pool_of == pool).sum()) * self.shape.experts
+        check_resizable(self.policy, self.layout, pool, slots, keys)
+        before, main = self.occupants(pool), list(self.layout.main)
+        kind = SHRINK if slots < main[pool] else GROW
+        steps = [(-1, -1)] * abs(slots - main[pool])
+        none, feature = np.zeros(1, np.int32), np.zeros((1, 0), np.float32)
+        for i in range(len(steps)):
+            codes, victims = self._step(pool, kind, none, np.zeros(1, np.float32), none[:0], feature)
+            steps[i] = int(codes[0]), int(victims[0])
+        main[pool] = slots
+        self.layout = replace(self.layout, main=main)
+        if resized := getattr(self.policy, "resized", None):
+            resized(self._m[pool], self._f[pool])
+        self._tell()
+        if steps and self._keep_log:
+            codes_, victims_ = zip(*steps, strict=True)
+            self.log.append((-1, number, kind, (pool,), codes_, victims_))
+        if len(self._plog) < slots:
+            self._plog = np.zeros((slots, 4), np.int64)
+        evicted = [victim for _, victim in steps if victim >= 0]
+        return Resized(pool, slots, moves_of(before, self.occupants(pool)), evicted)
+
     def observe(self, event: RoutingEvent) -> Decision:
         """Decide one demand event; state advances. Proactive loads that follow from it come from `ahead`."""
         ids_TK = np.ascontiguousarray(event.experts_TK, np.int16)
@@ -225,6 +253,10 @@ class Controller:
             unique = np.asarray(list(dict.fromkeys(keys)), np.int32)
             out.append(self._proactive(pool, kind, unique, event.layer, event.pass_id))
         return out
+
+    def _tell(self) -> None:
+        if told := getattr(self.planner, "told", None):  # a planner may ask how much room there is
+            told(self.layout.main, self.layout.pool_of)
 
     def _foresee(self, predictor: Predictor, event: RoutingEvent) -> None:
         """One forecast for eviction and prefetch: made once the routing is known, before anything is evicted for it."""
@@ -293,10 +325,15 @@ def split_waves(codes: np.ndarray, slots: np.ndarray, staging: int) -> Iterator[
         yield staged[start : start + max(1, staging)]
 
 
-def replay_events(controller: Controller, events: Iterator[RoutingEvent]) -> Controller:
-    """Drive a controller through recorded events: the replay that has a predictor in it. Returns the controller."""
+def replay_events(controller: Controller, events: Iterator[RoutingEvent], resizes: Resizes | None = None) -> Controller:
+    """Drive a controller through recorded events: the replay that has a predictor in it. `resizes`: how pools changed their
+    size in the run (`Resizes.of` its trace). Returns the controller."""
     controller.start()
     for event in events:
+        if resizes:
+            resizes.make(controller, event.pass_id)
         controller.observe(event)
         controller.ahead()
+    if resizes:
+        resizes.make(controller)
     return controller

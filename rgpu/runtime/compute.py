@@ -104,6 +104,10 @@ class FloatCompute:
         self._outputs = {}
         return out_TD
 
+    def forget(self) -> None:
+        """Pools are in other memory: views must not hold what they were in."""
+        self._views.clear()
+
     def _of(self, rows_SB: torch.Tensor, row: int) -> ExpertWeights:
         key = rows_SB.data_ptr(), row
         if key not in self._views:

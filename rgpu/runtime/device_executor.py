@@ -248,6 +248,18 @@ class DeviceExecutor(PoolExecutor):
                     self.table.set(key, slot)
         self.table.upload()
 
+    def rearranged(self) -> None:
+        """See `PoolExecutor`: the table is what the controller has."""
+        held: dict[ExpertKey, int] = {}
+        for pool, slots in enumerate(self.controller.slots):
+            held |= {key: slot for slot in range(slots) if (key := self.pools[pool].key(slot)) is not None}
+        for layer, expert in np.argwhere(self.table.host_LE >= 0).tolist():
+            if ExpertKey(layer, expert) not in held:
+                self.table.set(ExpertKey(layer, expert), -1)
+        for key, slot in held.items():
+            self.table.set(key, slot)
+        self.table.upload()
+
     def kernel(self, tokens: int) -> Any:
         """The kernel, with its buffers, for passes of so many tokens."""
         kept = tokens if tokens <= FEW else 0

@@ -16,7 +16,7 @@ from rgpu.errors import InputError
 from rgpu.memory.slot_pool import CopyState, SlotPool
 from rgpu.policies.loop import PREFETCH
 from rgpu.replay.controller import Controller, Decision
-from rgpu.runtime.compute import EventCompute
+from rgpu.runtime.compute import EventCompute, FloatCompute
 from rgpu.runtime.experts import PooledExperts
 from rgpu.runtime.miss_choice import MissChoice
 from rgpu.store.source import ExpertSource
@@ -89,6 +89,15 @@ class PoolExecutor:
         for pool, slots in enumerate(self.controller.slots):
             for slot in range(slots):
                 self.transfer.wait(pool, slot)
+
+    def rearranged(self) -> None:
+        """Between passes: residents are in other slots, or have left (see `PoolSizes`). No copy is on its way."""
+
+    def let_go(self) -> None:
+        """Between passes: the pools will be in other memory, and nothing may hold what they were in."""
+        self.transfer.renewed()  # type: ignore[attr-defined]
+        if isinstance(self.compute, FloatCompute):
+            self.compute.forget()
 
     def _event(self, layer: int, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor) -> RoutingEvent:
         return self._event_of(layer, *self._read(ids_TK, weights_TK, x_TD if self.hidden else None))

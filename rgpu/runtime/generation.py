@@ -17,6 +17,7 @@ from rgpu.errors import InputError
 from rgpu.replay.controller import Controller, replay_events
 from rgpu.replay.engine import replay
 from rgpu.replay.pool import PoolConfig
+from rgpu.replay.resizing import Resizes
 from rgpu.replay.stream import routing_events
 from rgpu.runtime.architecture import Architecture
 from rgpu.runtime.loading import load_resident
@@ -134,13 +135,15 @@ def compare_with_replay(
 ) -> dict[str, Any]:
     """Replay a live run's own trace: whether every code and victim of every decision agrees.
 
-    Without a predictor or a hot profile the bulk replay decides again, else `fresh`, a controller built as the live one was.
+    Without a predictor or a hot profile the bulk replay decides again, else `fresh`, a controller built as the live one was;
+    `fresh` also where pools changed their size, which the trace says.
     """
-    if live.predictor is None and not live.warm and live.feature == live.policy.traits.feature:
+    resizes = Resizes.of(trace)
+    if not resizes and live.predictor is None and not live.warm and live.feature == live.policy.traits.feature:
         again = replay(trace, live.policy, pool, calibration=calibration, seed=seed, log=True)
         log, hits = again.log, again.hits
     else:
-        replay_events(fresh, routing_events(trace))
+        replay_events(fresh, routing_events(trace), resizes)
         log, hits = fresh.log, fresh.hits
     return {
         "identical_decisions": log == live.log and hits == live.hits,

@@ -18,6 +18,8 @@ from rgpu.memory.process import peak_rss_bytes, rss_anon_bytes
 from rgpu.memory.slot_pool import make_pools
 from rgpu.quant.layout import SlotLayout
 from rgpu.replay.controller import Controller
+from rgpu.replay.resizing import KEY as RESIZES
+from rgpu.replay.resizing import Resized
 from rgpu.runtime.architecture import Architecture, read_architecture
 from rgpu.runtime.compute import Kernel, event_compute, no_kernel
 from rgpu.runtime.device_executor import DeviceExecutor
@@ -25,6 +27,7 @@ from rgpu.runtime.devices import device_of
 from rgpu.runtime.executor import CPU, FETCH, SPLIT, ZERO_COPY, PoolExecutor
 from rgpu.runtime.loading import load_dense, load_tokenizer
 from rgpu.runtime.lossy import Lossy
+from rgpu.runtime.pool_sizes import PoolSizes
 from rgpu.runtime.rerouting import LowCopies, Rerouter
 from rgpu.runtime.step_graphs import StepGraphs
 from rgpu.runtime.stores import check_lossy, low_copies, store_form
@@ -33,7 +36,7 @@ from rgpu.store.convert import converted
 from rgpu.store.source import ExpertSource
 from rgpu.store.tiers import open_source
 from rgpu.traces.moe_layers import moe_layers
-from rgpu.traces.passes import PassTracker
+from rgpu.traces.passes import PassTracker, lengths
 from rgpu.traces.recorder import TraceRecorder
 from rgpu.traces.storage import load_trace
 from rgpu.traces.trace import DECODE, Trace
@@ -185,6 +188,12 @@ class OffloadSession:
         executor.filled()
         if graphs and isinstance(executor, DeviceExecutor):
             self.graphs = StepGraphs(self.model, executor, self._stack)
+        self.sizes = PoolSizes(
+            executor,
+            self.device,
+            lambda: tracker.passes if tracker.current is None else None,
+            lambda: None if self.graphs is None else self.graphs.forget(),
+        )
         self.telemetry.attach(self.model, self.controller, self.transfer, self._stack, self.rerouter)
 
     def _streams(self) -> Streams | None:
@@ -240,6 +249,8 @@ class OffloadSession:
             recorder, self._recorder = self._recorder, None
             if recorder is None:
                 raise InputError("no trace: got a session that does not record; open it with record=True")
+            if self.sizes.history:
+                recorder.writer.header.provenance[RESIZES] = self.sizes.history
             recorder.__exit__(None, None, None)
             self._trace = load_trace(recorder.writer.path)
         return self._trace
@@ -277,6 +288,31 @@ class OffloadSession:
             "rss_anon_bytes": anon,
             "rss_anon_growth_bytes": anon - self._anon_before,
         }
+
+    def set_memory_cap(self, nbytes: int, beside: int | None = None) -> list[Resized]:
+        """Another cap from now on, between two passes (from a streamer of `generate`, say): pools give slots back, or get
+        more, until they and `beside` (bytes of everything else; None: what that is now) are within `nbytes`. On a GPU of its
+        memory, else of the private memory of the process. Decided by the policy, recorded in the trace, and without effect on
+        the output. `InputError` with the smallest cap that works; then all is as it was."""
+        return self.sizes.set_cap(nbytes, self.beside_pools() if beside is None else beside)
+
+    def between_passes(self, call: Callable[[int, int], None]) -> None:
+        """`call(past, new)` before every pass from now on: tokens that a row's cache holds, and that the pass adds to it. There
+        caps and sizes of pools may be changed."""
+
+        def before(_model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            call(*lengths(args, kwargs))
+
+        # first of all hooks: those that follow the pass must find it not begun
+        handle = self.model.register_forward_pre_hook(before, prepend=True, with_kwargs=True)
+        self._stack.callback(handle.remove)
+
+    def beside_pools(self) -> int:
+        """Bytes that are taken now in the memory where the slots are, but not by them."""
+        if self.device.type == "cpu":
+            return max(0, rss_anon_bytes() - sum(pool.written_bytes for pool in self.pools))
+        free, total = torch.cuda.mem_get_info(self.device)
+        return total - free - sum(pool.nbytes for pool in self.pools)
 
     def close(self) -> None:
         """Ends the transfer thread and the recording; the model cannot run afterwards."""

@@ -194,6 +194,10 @@ class StepGraphs:
         self._forget()
         self._executor = None
 
+    def forget(self) -> None:
+        """What graphs read is somewhere else: they are captured again."""
+        self._forget()
+
     def _forget(self) -> None:
         self._captured.clear()
         self._seen.clear()

@@ -125,6 +125,15 @@ class PassTracker:
         return info
 
 
+def lengths(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
+    """(tokens a row's cache holds, tokens a row has in this call) of a model's arguments."""
+    source = next((kwargs[name] for name in ("input_ids", "inputs_embeds") if kwargs.get(name) is not None), None)
+    source = args[0] if source is None else source
+    return _past_length(next((kwargs[name] for name in _CACHE_NAMES if kwargs.get(name) is not None), None)), int(
+        source.shape[1]
+    )
+
+
 def _eos_ids(model: Any) -> list[int]:
     config = getattr(model, "generation_config", None) or getattr(model, "config", None)
     ids = getattr(config, "eos_token_id", None)

@@ -144,6 +144,10 @@ class DeviceTransfer:
         found, self._found = self._found, set()
         return [(pool, slot) for pool, slot in sorted(found) if self._pools[pool].state(slot) is CopyState.READY]
 
+    def renewed(self) -> None:
+        """The pools are in other memory; no copy may be on its way."""
+        self._found.clear()
+
     def close(self) -> None:
         """Drops what is not on the device and waits for what is; safe to call twice."""
         if not self._closed:

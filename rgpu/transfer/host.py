@@ -55,7 +55,7 @@ class HostTransfer:
             )
         self._source = store
         self._pools = pools
-        self._targets = [pool.buffer[:, : pool.layout.nbytes].numpy() for pool in pools]
+        self.renewed()
         self._chunk = chunk_bytes
         self._observer = observer
         self._now = now
@@ -79,6 +79,10 @@ class HostTransfer:
             self._threads = [thread for thread in self._threads if thread.ident is not None]
             self.close()
             raise TransferError(f"cannot start {threads} threads that copy experts: {error}") from None
+
+    def renewed(self) -> None:
+        """The pools are in other memory; no copy may be on its way."""
+        self._targets = [pool.buffer[:, : pool.layout.nbytes].numpy() for pool in self._pools]
 
     @property
     def copies(self) -> int:

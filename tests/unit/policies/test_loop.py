@@ -259,7 +259,8 @@ def test_an_empty_state_has_its_slots_free_and_nothing_else() -> None:
         assert m[p, S.FREE, :slots].tolist() == list(range(slots))[::-1]
         assert (m[p, [S.SLOT_OF, S.KEY_OF]] == -1).all() and (m[p, S.NEXT] == S.NEVER).all() and not evictable(m[p], 0)
         m[p, [S.SLOT_OF, S.KEY_OF, S.NEXT]] = 0
-        assert m[p, S.REG].sum() - S.NEVER == slots + p + 9 and (m[p, S.SIZE : S.FREE] == 0).all()
+        assert m[p, S.REG, S.MADE] == slots
+        assert m[p, S.REG].sum() - S.NEVER == 2 * slots + p + 9 and (m[p, S.SIZE : S.FREE] == 0).all()
     assert (f == 0).all()
 
 

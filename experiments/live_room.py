@@ -1,0 +1,94 @@
+"""A live run whose slots change as it goes on: given back as the context takes their bytes, or because a cap is lowered."""
+
+import sys
+from typing import Any
+
+from omegaconf import ListConfig
+
+from rgpu.errors import InputError
+from rgpu.experiments.inputs import parse_bytes
+from rgpu.planning.memory_plan import MemoryPlan, SlotRoom, readable
+from rgpu.runtime.session import OffloadSession
+
+
+def caps_of(given: Any, new: int) -> list[tuple[int, int]]:
+    """(new tokens, bytes) of `memory.then`, in order."""
+    if given is None:
+        return []
+    caps = []
+    for row in given if isinstance(given, ListConfig | list) else [given]:
+        if not isinstance(row, ListConfig | list) or len(row) != 2 or type(row[0]) is not int or not 0 < row[0] < new:
+            raise InputError(
+                f"memory.then: got {given}; expected pairs of new tokens, from 1 to {new - 1}, and a cap; set "
+                "memory.then=[[64,520MiB]], say"
+            )
+        caps.append((row[0], parse_bytes(row[1], "memory.then")))
+    if [at for at, _ in caps] != sorted({at for at, _ in caps}):
+        raise InputError(f"memory.then: got {given}; expected rising numbers of tokens; put them in order")
+    return caps
+
+
+class Later:
+    """Sets a session's pools between passes to what `room` has for them under the cap of the moment.
+
+    `plan`: at full context. `grow`: room is looked at for the context that there is, else for the plan's. A cap that is too
+    small for that is one line on stderr, and the run goes on with the one before.
+    """
+
+    def __init__(self, room: SlotRoom, plan: MemoryPlan, prompt: int, grow: bool, caps: list[tuple[int, int]]) -> None:
+        self.room, self.plan, self.prompt, self.grow, self.caps = room, plan, prompt, grow, caps
+        self._cap = plan.ram if plan.vram is None else plan.vram
+        self._first = plan
+        self._due = list(caps)
+        self.refused: list[dict[str, int]] = []
+
+    def begins_with(self, plan: MemoryPlan) -> None:
+        """The plan that the run's first slots are from."""
+        self._first = plan
+
+    def watch(self, session: OffloadSession) -> None:
+        """From now on."""
+        self._session, self._start = session, sum(session.sizes.rows())
+        session.between_passes(self._between)
+
+    def _between(self, past: int, new: int) -> None:
+        context = past + new if self.grow else self.plan.context
+        raised = False
+        while self._due and past + new - self.prompt >= self._due[0][0]:
+            at, cap = self._due.pop(0)
+            least = self.room.smallest(self.plan.context)  # to the end of the run
+            if cap < least:
+                self.refused.append({"tokens": at, "cap_bytes": cap, "smallest_bytes": least})
+                sys.stderr.write(
+                    f"rgpu generate: memory.then: got {cap} bytes from {at} tokens on; expected at least {least} "
+                    f"({readable(least)}); the run goes on with {self._cap}\n"
+                )
+                continue
+            raised |= cap > self._cap
+            self._cap = cap
+        sizes = self._session.sizes
+        now, total = sum(sizes.rows()), self.room.rows(context, self._cap)
+        if not self.caps:
+            total = min(total, self._start)
+        if 0 < total < now or ((raised or not past) and total > now):
+            sizes.resize(sizes.within(total))
+
+    def section(self) -> dict[str, Any]:
+        """Slots of all pools at the start, planned at full context, and now; every change: before which pass, slots then."""
+        sizes = self._session.sizes
+        staging = self._session.controller.staging
+        by_pool = {p: self._start // self._first.pools - staging for p in range(self._first.pools)}
+        changes: dict[int, int] = {}
+        for number, pool, slots in sizes.history:
+            by_pool[pool] = slots
+            changes[number] = sum(by_pool.values()) + staging * len(by_pool)
+        return {
+            "slots_at_start": self._start,
+            "slots_at_full_context": self.plan.pools * self.plan.slots,
+            "slots_at_end": sum(sizes.rows()),
+            "context_at_start": self._first.context,
+            "full_context": self.plan.context,
+            "cap_bytes_at_end": self._cap,
+            "refused": self.refused,
+            "changes": [{"pass": number, "slots": slots} for number, slots in changes.items()],
+        }
