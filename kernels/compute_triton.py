@@ -9,6 +9,7 @@ from rgpu.errors import InputError
 from rgpu.kernels.compute_torch import check_call
 from rgpu.kernels.decode import combine, decode_pairs
 from rgpu.kernels.prefill import is_gfx11, prefill_pairs
+from rgpu.kernels.route import route
 from rgpu.kernels.shapes import AMD
 from rgpu.quant.layout import SlotLayout
 from rgpu.types import Gate
@@ -59,6 +60,12 @@ class TritonCompute:
             )  # fmt: skip
         else:
             prefill_pairs(self.layout, self.gate, x_TD, slots_SB, slot_TK, self._part_PD)
+
+    def route(
+        self, ids_TK: torch.Tensor, weights_TK: torch.Tensor, lookup_E: torch.Tensor, word_P: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(slots, float32 weights) for `wave` from a router's choice and its layer's table; see `rgpu.kernels.route`."""
+        return route(ids_TK.contiguous(), weights_TK.contiguous(), lookup_E, word_P)
 
     def finish(self, x_TD: torch.Tensor, served_TK: torch.Tensor, weight_TK: torch.Tensor) -> torch.Tensor:
         """[T, D] in x's dtype: the weighted sum of what the waves computed. `served_TK` int32 [T, K]: not -1 where some

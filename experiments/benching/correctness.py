@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from rgpu.experiments.benching.cases import FORMATS, fill, model_of
-from rgpu.kernels import gather, lookahead, resolve, sort_pairs, topk
+from rgpu.kernels import gather, lookahead, resolve, route, sort_pairs, topk
 from rgpu.kernels.compute_torch import dense_forward
 from rgpu.kernels.decode import has_fast, moe_decode
 from rgpu.kernels.device_forecast import DeviceForecast
@@ -156,13 +156,14 @@ class poisoned:
 
 
 def small_kernels(device: torch.device) -> Iterator[dict[str, Any]]:
-    """Rows of topk, sort_pairs, resolve, gather, lookahead and `DeviceForecast` over their own cases; exact, weights of topk
-    and chances of lookahead within their tolerances."""
+    """Rows of topk, sort_pairs, resolve, route, gather, lookahead and `DeviceForecast` over their own cases; exact, weights
+    of topk and chances of lookahead within their tolerances."""
     ahead = (*lookahead.CASES, *(lookahead.REAL if device.type == "cuda" else ()))
     jobs: list[tuple[str, Any, Callable[[Any, torch.device], tuple[float, bool]]]] = [
         *(("topk", case, _topk) for case in topk.CASES),
         *(("sort_pairs", case, _sort_pairs) for case in sort_pairs.CASES),
         *(("resolve", case, _resolve) for case in resolve.CASES),
+        *(("route", case, _route) for case in route.CASES),
         *(("gather", case, _gather) for case in gather.CASES),
         *(("lookahead", case, _lookahead) for case in ahead),
         *(("device_forecast", case, _device_forecast) for case in ahead if case.activation == "none"),
@@ -224,6 +225,21 @@ def _resolve(case: resolve.Case, device: torch.device) -> tuple[float, bool]:
     got, again = (_run(lambda: resolve.resolve(*there), names) for _ in range(2))
     want = resolve.resolve_ref(expert_TK, lookup_E)
     return _compare(got, again, [getattr(want, name) for name in names])
+
+
+def _route(case: route.Case, device: torch.device) -> tuple[float, bool]:
+    experts, weights, table = route.made(case, _seeded(case))
+
+    def once() -> list[torch.Tensor]:
+        word_P = torch.full((case.tokens * case.top_k,), -1, pin_memory=device.type == "cuda")
+        got = _run(lambda: route.route(experts.to(device), weights.to(device), table.to(device), word_P))
+        if device.type == "cuda":  # the words are on the host, where nothing waits for the device
+            torch.cuda.synchronize()
+        return [*got, word_P]
+
+    want_P = torch.empty(case.tokens * case.top_k, dtype=torch.int64)
+    want = [*route.route_ref(experts, weights, table, want_P), want_P]
+    return _compare(once(), once(), want)
 
 
 def _gather(case: gather.Case, device: torch.device) -> tuple[float, bool]:

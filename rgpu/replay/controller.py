@@ -230,6 +230,34 @@ class Controller:
         waves = list(split_waves(codes, slots, self.staging))
         return Decision(pool, DEMAND, layers, experts, codes, victims, slots, waves)
 
+    def can_batch(self) -> bool:
+        """Whether `observe_hits` may decide a whole pass: every expert is resident, and neither the policy nor a predictor
+        looks at single events."""
+        traits = self.policy.traits
+        simple = self.predictor is None and not self.feature and traits.demand and not traits.forecast
+        return simple and not self._reverse and bool(self.resident_LE().all())
+
+    def observe_hits(self, ids_LTK: np.ndarray, weights_LTK: np.ndarray, pass_id: int) -> None:
+        """Decides one event of every layer in order, as `observe` does, where `can_batch`: all are hits."""
+        layers, tokens, k = ids_LTK.shape
+        order_LP = np.sort(ids_LTK.reshape(layers, -1), axis=1)
+        if tokens > 1 or (order_LP[:, 1:] == order_LP[:, :-1]).any() or (order_LP[:, 0] < 0).any():
+            for layer in range(layers):
+                self.observe(RoutingEvent(layer, pass_id, ids_LTK[layer], weights_LTK[layer]))
+            return
+        base_L, pool_L = self.layout.base.astype(np.int32), self.layout.pool_of.astype(np.int32)
+        keys = (ids_LTK[:, 0].astype(np.int32) + base_L[:, None]).ravel()
+        codes, victims = np.empty(len(keys), np.int32), np.empty(len(keys), np.int32)
+        self.counts[LOGGED] = 0
+        self._run(self._m, self._f, pool_L, np.full(layers, DEMAND, np.int8), np.arange(layers + 1, dtype=np.int64) * k, keys,
+                  np.ascontiguousarray(weights_LTK.ravel(), np.float32), _NO_NEXT, np.zeros(0, np.int32),
+                  np.zeros((layers, 0), np.float32), codes, victims, self.counts, self._plog)  # fmt: skip
+        self.accesses += len(keys)
+        for layer in range(layers) if self._keep_log else ():
+            here = slice(layer * k, (layer + 1) * k)
+            self._note(layer, pass_id, DEMAND, keys[here], codes[here], victims[here])
+        self._last, self._wishes = None, []
+
     def ahead(self) -> list[Decision]:
         """Proactive loads after the last event, in the order to submit them: the policy's wishes, then the planner's.
 

@@ -19,6 +19,7 @@ from rgpu.runtime.executor import (
     SPLIT,
     ZERO_COPY,
     PoolExecutor,
+    as_stored,
     hits_of,
     in_time,
     key_of,
@@ -29,6 +30,7 @@ from rgpu.runtime.executor import (
 from rgpu.runtime.experts import PooledExperts
 from rgpu.runtime.host_misses import HostMisses
 from rgpu.runtime.miss_choice import MissChoice
+from rgpu.runtime.routed_words import packed
 from rgpu.store.source import ExpertSource
 from rgpu.traces.passes import PassInfo
 from rgpu.transfer.device import DeviceTransfer
@@ -94,15 +96,25 @@ class DeviceExecutor(PoolExecutor):
         self, module: PooledExperts, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor
     ) -> torch.Tensor:
         """The three steps one after the other."""
-        self.hits(module.layer, x_TD, ids_TK, weights_TK)
+        float_TK = self.hits(module.layer, x_TD, ids_TK, weights_TK)
         self.rest(module.layer, x_TD, ids_TK, weights_TK)
-        return self.combine(x_TD, weights_TK)
+        return self.combine(x_TD, float_TK)
 
-    def hits(self, layer: int, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor) -> None:
-        """Queues the residents' pairs, as the table has them when the device gets there."""
-        pool = self.pools[self.controller.pool_of(layer)]
-        slot_TK = self.table.slots_LE[layer][ids_TK.long()]
-        self.kernel(len(x_TD)).wave(x_TD, pool.buffer, slot_TK, weights_TK.float())
+    def hits(
+        self, layer: int, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor,
+        word_P: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Queues the residents' pairs, as the table has them when the device gets there; the weights in float32 [T, K].
+        `word_P` gets the ids and weights (see `RoutedWords`)."""
+        pool, kernel = self.pools[self.controller.pool_of(layer)], self.kernel(len(x_TD))
+        if word_P is not None and hasattr(kernel, "route"):
+            slot_TK, float_TK = kernel.route(ids_TK, weights_TK, self.table.slots_LE[layer], word_P)
+        else:
+            slot_TK, float_TK = self.table.slots_LE[layer][ids_TK.long()], weights_TK.float()
+            if word_P is not None:
+                word_P.copy_(packed(ids_TK, float_TK))
+        kernel.wave(x_TD, pool.buffer, slot_TK, float_TK)
+        return float_TK
 
     def rest(
         self, layer: int, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor, *, host: Host | None = None,
@@ -143,6 +155,19 @@ class DeviceExecutor(PoolExecutor):
         self.settle()
         self.table.upload()
         self._broken = False
+
+    def all_hits(self, ids_LTK: torch.Tensor, weights_LTK: torch.Tensor) -> bool:
+        """Decides a pass whose experts were all in the table and are computed, in one go. False, and nothing is done, where
+        that may not be what `rest` does one layer after the other."""
+        info = self.rows_of_pass()
+        if self.hidden or self._broken or not self.controller.can_batch():
+            return False
+        self._broken = True
+        self.controller.observe_hits(ids_LTK.numpy(), as_stored(weights_LTK), -1 if info is None else info.pass_id)
+        self.settle()
+        self.table.upload()
+        self._broken = False
+        return True
 
     def combine(self, x_TD: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         """[T, D]: the sum of what `hits` and `rest` computed."""

@@ -14,18 +14,19 @@ import torch
 from rgpu.runtime.device_executor import FEW, DeviceExecutor, Host
 from rgpu.runtime.experts import PooledExperts
 from rgpu.runtime.ring_cache import captured, replayed, with_rings
+from rgpu.runtime.routed_words import RoutedWords
 
 _CACHES = ("past_key_values", "cache")
 
 
 class _Cut:
-    """Where a graph ends: an event's tensors, at addresses that the graph writes each time, `host` among them; and, as graphs
-    too, the kernels for what the host brings, by the address of the rows they read."""
+    """Where a graph ends: an event's tensors, at addresses that the graph writes each time; and, as graphs too, the kernels
+    for what the host brings, by the address of the rows they read."""
 
     def __init__(
-        self, module: PooledExperts, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor, host: Host
+        self, module: PooledExperts, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor
     ) -> None:
-        self.module, self.x_TD, self.ids_TK, self.weights_TK, self.host = module, x_TD, ids_TK, weights_TK, host
+        self.module, self.x_TD, self.ids_TK, self.weights_TK = module, x_TD, ids_TK, weights_TK
         self.slot_TK = torch.full(ids_TK.shape, -1, dtype=torch.int32, device=ids_TK.device)
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
@@ -48,7 +49,9 @@ class _Captured:
         self.cuts: list[_Cut] = []
         self._memory = memory
         self._open: list[torch.cuda.CUDAGraph] = []  # the one that is being captured
-        self._hosts = _host_buffers(executor, len(kwargs["input_ids"]))
+        self._top_k, self._tokens = executor.controller.shape.top_k, len(kwargs["input_ids"])
+        self._words = RoutedWords(executor.controller.shape.layers, self._tokens, self._top_k)
+        self._hidden_LTD = _hidden_buffer(executor, self._tokens)
         before, executor.step = executor.step, self._inside if whole else self._cut
         torch.cuda.synchronize()
         stream = _capture_stream(torch.cuda.current_device())
@@ -76,21 +79,19 @@ class _Captured:
     def _end(self) -> None:
         self._open.pop().capture_end()
 
-    def _read(self, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor) -> Host:
-        host = self._hosts[len(self.cuts)]
-        for target, source in zip(host, (ids_TK, weights_TK, x_TD), strict=True):
-            if target is not None:
-                target.copy_(source.to(target.dtype), non_blocking=True)
-        return host
+    def _hits(
+        self, module: PooledExperts, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor
+    ) -> torch.Tensor:
+        if self._hidden_LTD is not None:
+            self._hidden_LTD[module.layer].copy_(x_TD.float(), non_blocking=True)
+        return self.executor.hits(module.layer, x_TD, ids_TK, weights_TK, self._words.LP[module.layer])
 
     def _cut(
         self, module: PooledExperts, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor
     ) -> torch.Tensor:
-        executor, floats_TK = self.executor, weights_TK.float()
-        host = self._read(x_TD, ids_TK, floats_TK)
-        executor.hits(module.layer, x_TD, ids_TK, floats_TK)
+        executor, floats_TK = self.executor, self._hits(module, x_TD, ids_TK, weights_TK)
         self._end()
-        cut = _Cut(module, x_TD, ids_TK, weights_TK, host)
+        cut = _Cut(module, x_TD, ids_TK, weights_TK)
         self.cuts.append(cut)
         for rows_SB in executor.sources(module.layer):
             cut.graphs[rows_SB.data_ptr()] = self._begin()
@@ -102,9 +103,8 @@ class _Captured:
     def _inside(
         self, module: PooledExperts, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor
     ) -> torch.Tensor:
-        self.cuts.append(_Cut(module, x_TD, ids_TK, weights_TK, self._read(x_TD, ids_TK, weights_TK)))
-        self.executor.hits(module.layer, x_TD, ids_TK, weights_TK)
-        return self.executor.combine(x_TD, weights_TK)
+        self.cuts.append(_Cut(module, x_TD, ids_TK, weights_TK))
+        return self.executor.combine(x_TD, self._hits(module, x_TD, ids_TK, weights_TK))
 
     def run(self, kwargs: dict[str, Any]) -> Any:
         """The step for other inputs of the same shapes."""
@@ -115,14 +115,12 @@ class _Captured:
         try:
             if self.whole:
                 self.graphs[0].replay()
-                stream.synchronize()
-            for number, cut in enumerate(self.cuts):
-                self._at = cut
-                if not self.whole:
+                self._decide_all(stream)
+            else:
+                for number, cut in enumerate(self.cuts):
                     self.graphs[number].replay()
-                    stream.synchronize()
-                cut.module(cut.x_TD, cut.ids_TK, cut.weights_TK)
-            if not self.whole:
+                    self._at = cut, self._host(cut, stream)
+                    cut.module(cut.x_TD, cut.ids_TK, cut.weights_TK)
                 self.graphs[-1].replay()
         finally:
             executor.step = before
@@ -131,13 +129,30 @@ class _Captured:
         output.logits = output.logits.clone()  # the next step overwrites the graph's own
         return output
 
+    def _host(self, cut: _Cut, stream: Any) -> Host:
+        """What the host decides a layer by, as soon as the device has it."""
+        if self._hidden_LTD is None:
+            return *self._words.take(cut.module.layer, stream), None
+        stream.synchronize()  # a copy of many bytes does not arrive at once
+        return *self._words.take(cut.module.layer, stream), self._hidden_LTD[cut.module.layer]
+
+    def _decide_all(self, stream: Any) -> None:
+        """The decisions behind a step that was computed in one piece."""
+        hosts = [self._host(cut, stream) for cut in self.cuts]
+        watched = any(cut.module._forward_pre_hooks or cut.module._forward_hooks for cut in self.cuts)
+        if not watched:
+            ids_LTK, weights_LTK = (torch.stack([host[i] for host in hosts]) for i in (0, 1))  # type: ignore[misc]
+            if self.executor.all_hits(ids_LTK, weights_LTK):
+                return
+        for cut, host in zip(self.cuts, hosts, strict=True):
+            self._at = cut, host
+            cut.module(cut.x_TD, cut.ids_TK, cut.weights_TK)
+
     def _decide(
         self, module: PooledExperts, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor
     ) -> torch.Tensor:
-        cut = self._at
-        self.executor.rest(
-            module.layer, x_TD, ids_TK, weights_TK, host=cut.host, launch=cut.launch, computed=self.whole
-        )
+        cut, host = self._at
+        self.executor.rest(module.layer, x_TD, ids_TK, weights_TK, host=host, launch=cut.launch, computed=self.whole)
         return x_TD
 
 
@@ -147,18 +162,12 @@ def _capture_stream(_device: int) -> torch.cuda.Stream:
     return torch.cuda.Stream()
 
 
-def _host_buffers(executor: DeviceExecutor, tokens: int) -> list[Host]:
-    """Page-locked room for what the host reads of every layer."""
+def _hidden_buffer(executor: DeviceExecutor, tokens: int) -> torch.Tensor | None:
+    """Page-locked room for the hidden states of every layer, where the host reads them."""
     shape = executor.controller.shape
-    pairs = (shape.layers, tokens, shape.top_k)
-    ids_LTK = torch.empty(pairs, dtype=torch.int64, pin_memory=torch.cuda.is_available())
-    weights_LTK = torch.empty(pairs, dtype=torch.float32, pin_memory=torch.cuda.is_available())
     if not executor.reads_inputs:
-        return [(ids, weights, None) for ids, weights in zip(ids_LTK, weights_LTK, strict=True)]
-    hidden_LTD = torch.empty(
-        shape.layers, tokens, shape.hidden, dtype=torch.float32, pin_memory=torch.cuda.is_available()
-    )
-    return list(zip(ids_LTK, weights_LTK, hidden_LTD, strict=True))
+        return None
+    return torch.empty(shape.layers, tokens, shape.hidden, dtype=torch.float32, pin_memory=torch.cuda.is_available())
 
 
 class StepGraphs:

@@ -44,7 +44,7 @@ class Graph:
 @pytest.fixture
 def graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any, StepGraphs, ExitStack]]:
     """(session, late device, graphs, what undoes them) of a model with all experts resident."""
-    stream = SimpleNamespace(wait_stream=lambda _: None, synchronize=lambda: None)
+    stream = SimpleNamespace(wait_stream=lambda _: None, synchronize=lambda: None, query=lambda: True)
     fakes = {"CUDAGraph": Graph, "graph_pool_handle": lambda: 0, "synchronize": lambda: None, "current_device": lambda: 0,
              "current_stream": lambda *_: stream, "stream": lambda _: contextlib.nullcontext()}  # fmt: skip
     for name, fake in fakes.items():
