@@ -51,7 +51,7 @@ def stored(cfg: DictConfig, architecture: Architecture) -> Stored:
         "quantize": quantize, "handler": cfg.pool.miss, "threads": cfg.threads,
     }  # fmt: skip
     if cfg.device == "cuda":
-        options |= {"device": "cuda", "graphs": bool(cfg.graphs)}
+        options |= {"device": "cuda", "graphs": bool(cfg.graphs), "fused": bool(cfg.fused)}
         if cfg.pool.miss in ON_THE_HOST:
             options["host_kernel"] = _kernel("cpu")
     if cfg.device == "cuda" and cfg.pool.miss != FETCH and not quantised:

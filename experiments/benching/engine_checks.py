@@ -187,6 +187,7 @@ def _quantised(kind: str, where: Path, stores: Path, quant: Any) -> Iterator[Res
             lambda handler=handler: _beside(opened, handler, static),  # type: ignore[misc]
         )
     yield _guarded(f"{name}, all resident: the step as one graph", lambda: _whole(opened, static))
+    yield _guarded(f"{name}, fused dense parts: near the others, graphs as without", lambda: _fused(opened, static))
     yield _guarded(f"{name}: a replay of the run's own trace decides the same", lambda: _again(opened))
 
 
@@ -205,6 +206,21 @@ def _whole(opened: Any, static: Any) -> tuple[bool, str]:
         made = [generated(session.model, cache_implementation="static") for _ in range(3)]
         whole, captured = sum(key[1] for key in session.graphs._captured), len(session.graphs._captured)
     return all(same(one, static) for one in made) and whole > 0, f"{whole} of {captured} captures kept is in one piece"
+
+
+def _fused(opened: Any, static: Any) -> tuple[bool, str]:
+    """Fused sums round otherwise in the last bits, and then alike whatever is resident, with graphs or without."""
+    ways: list[dict[str, Any]] = [{"slots": EXPERTS, "graphs": False}, {"slots": EXPERTS}, {"slots": 5}]
+    made = []
+    for way in ways:
+        with opened(way.pop("slots"), fused=True, **way) as session:
+            made.append([generated(session.model, cache_implementation="static") for _ in range(2)])
+    alike = all(same(one, made[0][0]) for pair in made for one in pair)
+    apart = max(
+        far((made[0][0][0], [step]), (static[0], [other]))
+        for step, other in zip(made[0][0][1][1:2], static[1][1:2], strict=True)
+    )
+    return alike and apart < 0.05, f"{apart:.2e} of the largest logit in the first fused step"
 
 
 def _again(opened: Any) -> tuple[bool, str]:

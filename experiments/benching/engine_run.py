@@ -30,7 +30,7 @@ from rgpu.runtime.telemetry import Telemetry
 
 SETTLED = 4  # decode steps that are left out: the first ones are run as always and captured
 COLUMNS = (
-    "model", "format", "routing", "cap_gib", "policy", "handler", "graphs", "batch", "slots", "experts", "hit_rate",
+    "model", "format", "routing", "cap_gib", "policy", "handler", "graphs", "fused", "batch", "slots", "experts", "hit_rate",
     "misses_per_token", "mb_per_token", "tpot_ms_p20", "tpot_ms_p50", "tpot_ms_p80", "tokens_per_s", "ttft_ms",
     "link_ms_per_token",
     "stall_ms_per_token", "dense_gib", "planned_gib", "reserved_gib", "used_gib", "captured", "same_tokens", "steps", "error",
@@ -71,6 +71,7 @@ def make(name: str, config: PretrainedConfig, fmt: str, quant: QuantFormat, ids_
 def run(
     made: Made, policy: Policy, cap_bytes: int, handler: str, *, graphs: bool = True, batch: int = 1, tokens: int = 64,
     prompt: int = 32, wanted: torch.Tensor | None = None, context: int = 2048, warm: bool = False,
+    fused: bool = False,
 ) -> tuple[dict[str, Any], torch.Tensor]:  # fmt: skip
     """(the row, the tokens [B, N]). `warm`: pools are filled before the first token."""
     device, total = torch.device("cuda"), torch.cuda.get_device_properties(0).total_memory
@@ -92,6 +93,7 @@ def run(
         made.model, None, made.architecture, made.source,
         lambda shape: Controller(policy, shape, pool, keep_log=False, uses_LE=uses_LE),
         record=False, handler=handler, kernel=on_gpu, telemetry=telemetry, device=device, graphs=graphs,
+        fused=fused,
     )  # fmt: skip
     try:
         with forced.on(made.model) if made.routing else nullcontext():
@@ -101,7 +103,7 @@ def run(
             )  # fmt: skip
         torch.cuda.synchronize()
         out = sequences[:, prompt:].cpu()
-        row = _row(made, policy, plan, cap_bytes, handler, graphs, batch, session, telemetry)
+        row = _row(made, policy, plan, cap_bytes, handler, graphs, batch, session, telemetry) | {"fused": fused}
         row["dense_gib"] = round(before / 2**30, 3)
         row["same_tokens"] = None if wanted is None else bool(torch.equal(out, wanted))
         return row, out

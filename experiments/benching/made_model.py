@@ -127,11 +127,11 @@ class MadeSource:
 
 
 class ForcedRouting:
-    """Hands the experts modules recorded ids instead of the router's, so that hits are those of a real trace. The router runs
-    all the same, and so do its weights."""
+    """Puts recorded ids in the place of the routers' own, so that hits are those of a real trace. The routers run all the
+    same, and so do their weights."""
 
     def __init__(self, ids_NLK: np.ndarray, most_rows: int, device: torch.device) -> None:
-        self.ids_NLK = ids_NLK
+        self.ids_LNK = torch.from_numpy(np.ascontiguousarray(ids_NLK.transpose(1, 0, 2))).to(device)
         self.at = 0
         self._next_LTK = torch.zeros(ids_NLK.shape[1], most_rows, ids_NLK.shape[2], dtype=torch.int64, device=device)
 
@@ -140,7 +140,7 @@ class ForcedRouting:
         """Forced in here."""
         handles = [model.register_forward_pre_hook(self._advance, with_kwargs=True)]
         for index, layer in enumerate(moe_layers(model)):
-            handles.append(layer.experts.register_forward_pre_hook(self._force(index)))
+            handles.append(layer.router.register_forward_hook(self._force(index)))
         try:
             yield
         finally:
@@ -148,16 +148,17 @@ class ForcedRouting:
                 handle.remove()
 
     def _advance(self, _model: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-        rows = kwargs["input_ids"].numel()
-        taken = np.arange(self.at, self.at + rows) % len(self.ids_NLK)
+        rows, there = kwargs["input_ids"].numel(), self.ids_LNK.shape[1]
+        at_T = torch.arange(self.at, self.at + rows, device=self.ids_LNK.device) % there
+        self._next_LTK[:, :rows].copy_(self.ids_LNK[:, at_T])
         self.at += rows
-        ids_LTK = torch.from_numpy(np.ascontiguousarray(self.ids_NLK[taken].transpose(1, 0, 2).astype(np.int64)))
-        self._next_LTK[:, :rows].copy_(ids_LTK)
 
     def _force(self, index: int) -> Any:
-        def forced(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            x_TD, ids_TK, weights_TK = args
-            return x_TD, self._next_LTK[index, : len(ids_TK)], weights_TK
+        def forced(_module: Any, _args: Any, chosen: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            ids = [i for i, tensor in enumerate(chosen) if not tensor.is_floating_point()]
+            assert len(ids) == 1, "a router that gives one tensor of ids"
+            ids_TK = self._next_LTK[index, : len(chosen[ids[0]])]
+            return *chosen[: ids[0]], ids_TK, *chosen[ids[0] + 1 :]
 
         return forced
 

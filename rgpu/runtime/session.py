@@ -21,6 +21,7 @@ from rgpu.replay.controller import Controller
 from rgpu.replay.resizing import KEY as RESIZES
 from rgpu.replay.resizing import Resized
 from rgpu.runtime.architecture import Architecture, read_architecture
+from rgpu.runtime.compiled_parts import compile_parts
 from rgpu.runtime.compute import Kernel, event_compute, no_kernel
 from rgpu.runtime.device_executor import DeviceExecutor
 from rgpu.runtime.devices import device_of
@@ -59,7 +60,7 @@ class OffloadSession:
         store: ExpertSource, make_controller: ControllerFactory, *, hidden: bool = False, record: bool = True,
         handler: str = FETCH, threads: int | None = None, kernel: Kernel | None = None, telemetry: Telemetry | None = None,
         device: torch.device | None = None, graphs: bool = True, lossy: Lossy | None = None, low: ExpertSource | None = None,
-        host_kernel: Kernel | None = None,
+        host_kernel: Kernel | None = None, fused: bool = False,
     ) -> None:  # fmt: skip
         self.model = model
         self.device = torch.device("cpu") if device is None else device
@@ -80,6 +81,8 @@ class OffloadSession:
             if threads is not None:
                 self._stack.callback(torch.set_num_threads, torch.get_num_threads())
                 torch.set_num_threads(threads)
+            if fused:
+                compile_parts(model, self._stack)
             self._begin(make_controller, hidden, record, handler, graphs)
         except BaseException:
             self._stack.close()
@@ -91,7 +94,7 @@ class OffloadSession:
         store: str = "disk", threads: int | None = None, hidden: bool = False, record: bool = True,
         cache: Path | None = None, quantize: Quantizer | None = None, handler: str = FETCH, kernel: Kernel | None = None,
         ram_experts: int = 0, checked: bool = False, telemetry: Telemetry | None = None, device: str = "cpu",
-        graphs: bool = True, lossy: Lossy | None = None, host_kernel: Kernel | None = None,
+        graphs: bool = True, lossy: Lossy | None = None, host_kernel: Kernel | None = None, fused: bool = False,
     ) -> "OffloadSession":  # fmt: skip
         """Opens the model in `model_dir`; the first time, its experts are converted to a store.
 
@@ -104,6 +107,7 @@ class OffloadSession:
         "cuda", where the model computes and the slots are; on a GPU `kernel` is `rgpu.kernels.compute_triton.on_gpu`, a store
         of kind "ram" is the one that copies at full speed, and with `graphs` decode steps on a static cache are CUDA graphs;
         `host_kernel` (`CpuCompute`) computes there what the handlers "cpu" and "split" leave to the processor.
+        `fused`: norms, rotary embeddings and routers of decode steps are compiled (see `compile_parts`).
         `lossy`: a mode of `rgpu.runtime.lossy`, on the CPU; what it did is in `session.rerouter.section()`.
         Raises `InputError` for models that are missing, broken, not Mixture-of-Experts or of an unsupported layout.
         """
@@ -125,7 +129,7 @@ class OffloadSession:
         session = cls(
             model, load_tokenizer(folder), architecture, experts, make_controller, hidden=hidden, record=record,
             handler=handler, threads=threads, kernel=kernel, telemetry=telemetry, device=target, graphs=graphs,
-            lossy=lossy, low=low, host_kernel=host_kernel,
+            lossy=lossy, low=low, host_kernel=host_kernel, fused=fused,
         )  # fmt: skip
         session._anon_before = anon_before
         session.startup = {
