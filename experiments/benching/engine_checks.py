@@ -18,6 +18,7 @@ from rgpu.quant.int4 import Int4
 from rgpu.quant.mxfp4 import Mxfp4
 from rgpu.replay.controller import Controller, replay_events
 from rgpu.replay.pool import PoolConfig
+from rgpu.replay.resizing import Resizes
 from rgpu.replay.stream import routing_events
 from rgpu.runtime.architecture import read_architecture
 from rgpu.runtime.device_executor import ON_THE_HOST
@@ -189,6 +190,7 @@ def _quantised(kind: str, where: Path, stores: Path, quant: Any) -> Iterator[Res
     yield _guarded(f"{name}, all resident: the step as one graph", lambda: _whole(opened, static))
     yield _guarded(f"{name}, fused dense parts: near the others, graphs as without", lambda: _fused(opened, static))
     yield _guarded(f"{name}: a replay of the run's own trace decides the same", lambda: _again(opened))
+    yield _guarded(f"{name}: pools that change their size between steps of graphs", lambda: _resized(opened, static))
 
 
 def _beside(opened: Any, handler: str, static: Any) -> tuple[bool, str]:
@@ -221,6 +223,32 @@ def _fused(opened: Any, static: Any) -> tuple[bool, str]:
         for step, other in zip(made[0][0][1][1:2], static[1][1:2], strict=True)
     )
     return alike and apart < 0.05, f"{apart:.2e} of the largest logit in the first fused step"
+
+
+def _resized(opened: Any, static: Any) -> tuple[bool, str]:
+    """The bits of pools of one size, decisions that a replay finds again, and memory that goes with the slots."""
+    sizes = {6: 2, 12: 12, 18: 4}
+    freed: list[float] = []
+    with opened(5, record=True) as session:
+        stride = session.store.layout.stride
+
+        def change(past: int, new: int) -> None:
+            rows = sizes.get(past - 20)
+            if new == 1 and rows:
+                given = stride * (sum(session.sizes.rows()) - rows * LAYERS)
+                before = torch.cuda.memory_allocated()
+                session.sizes.resize([rows] * LAYERS)
+                if given > 0:
+                    freed.append((before - torch.cuda.memory_allocated()) / given)
+
+        session.between_passes(change)
+        made = generated(session.model, cache_implementation="static")
+        captured, trace = session.graphs.captured, session.trace()
+        fresh = Controller(Lru(), session.shape, PoolConfig("layer", 5))
+        replay_events(fresh, routing_events(trace), Resizes.of(trace))
+        held = fresh.log == session.log and len(session.sizes.history) == 3 * LAYERS
+    held = held and same(made, static) and captured > 3 and min(freed) > 0.99
+    return held, f"{captured} captures, {far(made, static):.2e} apart, {min(freed):.0%} of the slots' bytes free"
 
 
 def _again(opened: Any) -> tuple[bool, str]:
