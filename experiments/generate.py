@@ -14,6 +14,7 @@ from rgpu.experiments.live import set_up
 from rgpu.experiments.live_lossy import announce, conclude, report
 from rgpu.experiments.live_memory import Sizes, measured, options_of, overrun, planned
 from rgpu.experiments.live_report import FillBar, check_outputs, counted, timed, write_passes
+from rgpu.experiments.live_room import cache_of
 from rgpu.experiments.live_store import dtype_of, stored
 from rgpu.experiments.live_text import inputs_of, streamer_of
 from rgpu.experiments.live_verify import verified
@@ -80,10 +81,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             session = stack.enter_context(OffloadSession.open(folder, controller, **options))
             bar.close()
             if later is not None:
-                later.watch(session)
+                later.watch(session, session.graphs is not None)
             text = generate(
                 session.model, tokenizer, inputs, cfg.max_new_tokens, logits=cfg.verify,
-                streamer=streamer_of(cfg, tokenizer), cache=None if session.graphs is None else "static",
+                streamer=streamer_of(cfg, tokenizer), cache=cache_of(session, later),
             )  # fmt: skip
         memory = session.memory() | measured(plan, peak, before)
         if later is not None:

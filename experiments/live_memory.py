@@ -78,7 +78,8 @@ def planned(
     room = SlotRoom(facts, gpu=vram is not None, **how)
     later = Later(room, plan, sizes.prompt, bool(cfg.memory.grow), caps_of(cfg.memory.then, sizes.new))
     if cfg.memory.grow:  # with room for the first pass; the plan above says that the last has room as well
-        plan = plan_memory(facts, vram=vram, ram=ram, context=sizes.prompt, **how)
+        first = later.block_of(sizes.prompt) if cfg.device == "cuda" and cfg.graphs else sizes.prompt
+        plan = plan_memory(facts, vram=vram, ram=ram, context=first, **how)
         later.begins_with(plan)
     return plan, later if cfg.memory.grow or later.caps else None
 
@@ -166,10 +167,5 @@ def _check(cfg: DictConfig, vram: int | None, ram: int | None) -> None:
         )
     if cfg.device == "cuda" and (vram is None or ram is None):
         raise InputError("memory: got one cap with device=cuda; expected both memory.vram and memory.ram; give both")
-    if cfg.memory.grow and cfg.device == "cuda" and cfg.graphs:
-        raise InputError(
-            "memory.grow: got true with graphs on a GPU, whose cache has its full size from the start; expected a cache that "
-            "grows; set graphs=false"
-        )
     if vram is not None and cfg.store != DISK:
         raise InputError(f"store: got {cfg.store} with memory.vram, which decides what is kept in RAM; leave store out")

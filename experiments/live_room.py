@@ -8,6 +8,7 @@ from omegaconf import ListConfig
 from rgpu.errors import InputError
 from rgpu.experiments.inputs import parse_bytes
 from rgpu.planning.memory_plan import MemoryPlan, SlotRoom, readable
+from rgpu.runtime.block_cache import BLOCK, block_cache, grow, room
 from rgpu.runtime.session import OffloadSession
 
 
@@ -28,6 +29,13 @@ def caps_of(given: Any, new: int) -> list[tuple[int, int]]:
     return caps
 
 
+def cache_of(session: OffloadSession, later: "Later | None") -> Any:
+    """The cache for `generate`: of fixed size, or in blocks, where steps are graphs; else transformers' own."""
+    if later is not None and later.cache is not None:
+        return later.cache
+    return None if session.graphs is None else "static"
+
+
 class Later:
     """Sets a session's pools between passes to what `room` has for them under the cap of the moment.
 
@@ -40,19 +48,31 @@ class Later:
         self._cap = plan.ram if plan.vram is None else plan.vram
         self._first = plan
         self._due = list(caps)
+        self.cache: Any = None
         self.refused: list[dict[str, int]] = []
 
     def begins_with(self, plan: MemoryPlan) -> None:
         """The plan that the run's first slots are from."""
         self._first = plan
 
-    def watch(self, session: OffloadSession) -> None:
-        """From now on."""
+    def block_of(self, context: int) -> int:
+        """Tokens that a cache in blocks has room for when there are `context`."""
+        return min(self.plan.context, -(-context // BLOCK) * BLOCK)
+
+    def watch(self, session: OffloadSession, blocks: bool = False) -> None:
+        """From now on. `blocks`: where contexts grow, `cache` is one for `generate` that grows by blocks, behind the slots."""
         self._session, self._start = session, sum(session.sizes.rows())
+        if self.grow and blocks:
+            self.cache = block_cache(session.model, self._first.context, self.plan.context)
+            session.after_passes(
+                lambda held: self._between(held, 1)
+            )  # masks of the next pass are made before it begins
         session.between_passes(self._between)
 
     def _between(self, past: int, new: int) -> None:
         context = past + new if self.grow else self.plan.context
+        if self.cache is not None:
+            context = max(room(self.cache), self.block_of(context))
         raised = False
         while self._due and past + new - self.prompt >= self._due[0][0]:
             at, cap = self._due.pop(0)
@@ -72,6 +92,8 @@ class Later:
             total = min(total, self._start)
         if 0 < total < now or ((raised or not past) and total > now):
             sizes.resize(sizes.within(total))
+        if self.cache is not None:  # slots have gone, so their bytes are free
+            grow(self.cache, context)
 
     def section(self) -> dict[str, Any]:
         """Slots of all pools at the start, planned at full context, and now; every change: before which pass, slots then."""

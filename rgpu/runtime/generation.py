@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from rgpu.errors import InputError
@@ -20,6 +20,7 @@ from rgpu.replay.pool import PoolConfig
 from rgpu.replay.resizing import Resizes
 from rgpu.replay.stream import routing_events
 from rgpu.runtime.architecture import Architecture
+from rgpu.runtime.block_cache import cache_name
 from rgpu.runtime.loading import load_resident
 from rgpu.traces.trace import Trace
 
@@ -70,14 +71,17 @@ def check_length(inputs: dict[str, torch.Tensor], max_new_tokens: int, longest: 
 
 def generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: dict[str, torch.Tensor], max_new_tokens: int, *,
-    logits: bool = True, streamer: BaseStreamer | None = None, cache: str | None = None,
+    logits: bool = True, streamer: BaseStreamer | None = None, cache: str | Cache | None = None,
 ) -> Generation:  # fmt: skip
     """Continue all rows of `inputs` greedily. Without `logits` none are kept (they take 4 V bytes a token and row).
-    `streamer`: gets the tokens of a single row as they come. `cache`: transformers' `cache_implementation`."""
+    `streamer`: gets the tokens of a single row as they come. `cache`: transformers' `cache_implementation`, or an empty
+    cache."""
     inputs = {name: value.to(model.device) for name, value in inputs.items()}
     pad = int(tokenizer.pad_token_id or 0)
     began = time.perf_counter()
-    options = {} if cache is None else {"cache_implementation": cache}
+    options: dict[str, Any] = {} if cache is None else {"cache_implementation": cache}
+    if isinstance(cache, Cache):
+        options = {cache_name(model): cache}
     tokens_BN, kept = run_greedy(model, inputs, max_new_tokens, pad, logits=logits, streamer=streamer, **options)
     seconds = time.perf_counter() - began
     ends = text_ends(tokens_BN, model)

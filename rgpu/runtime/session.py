@@ -311,6 +311,15 @@ class OffloadSession:
         handle = self.model.register_forward_pre_hook(before, prepend=True, with_kwargs=True)
         self._stack.callback(handle.remove)
 
+    def after_passes(self, call: Callable[[int], None]) -> None:
+        """`call(held)` after every pass: tokens that a row's cache holds. `generate` has not looked at the cache for the next
+        one, so its size may change here too; otherwise as `between_passes`."""
+
+        def after(_model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
+            call(lengths(args, kwargs)[0])
+
+        self._stack.callback(self.model.register_forward_hook(after, with_kwargs=True).remove)
+
     def beside_pools(self) -> int:
         """Bytes that are taken now in the memory where the slots are, but not by them."""
         if self.device.type == "cpu":
