@@ -33,9 +33,9 @@ def parse_bytes(value: Any, name: str) -> int:
     return int(float(found[1]) * _UNITS[found[2].lower()])
 
 
-def open_trace(cfg: DictConfig, hidden: bool = True) -> Trace:
+def open_trace(cfg: DictConfig, hidden: bool = True, pre_attention: bool = False) -> Trace:
     """The trace of `cfg.path`; `cfg.expert_bytes` (one size, or one a layer) replaces the header's sizes."""
-    trace = load_trace(Path(cfg.path), hidden=hidden)
+    trace = load_trace(Path(cfg.path), hidden=hidden, pre_attention=pre_attention)
     if (given := cfg.get("expert_bytes")) is not None:
         sizes = [
             parse_bytes(s, "trace.expert_bytes")

@@ -85,7 +85,7 @@ def set_up(cfg: DictConfig) -> Setup:
         if calibration is not None:
             _check_model(calibration, shape, cfg)
         if fitted is not None:
-            fitted.check(shape).observe(sample_event(shape, hidden))
+            fitted.check(shape).observe(sample_event(shape, hidden, "pre_attention" in getattr(fitted, "needs", ())))
             fitted.predict()  # compiles
             fitted.reset()
         planner = built(cfg.planner, "planner") if fitted is not None else None

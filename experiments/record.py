@@ -16,7 +16,7 @@ from rgpu.experiments.loading import load_model
 from rgpu.experiments.prompts import Prompt, read_prompts
 from rgpu.traces.recorder import TraceRecorder
 from rgpu.traces.storage import load_trace
-from rgpu.traces.trace import DECODE, PROMPT, Trace
+from rgpu.traces.trace import DECODE, PROMPT, SHARDED, Trace
 
 MODES = ("generate", "prompt")
 
@@ -35,6 +35,7 @@ def record(
     seed: int = 0,
     hidden: bool = False,
     router_logits: bool = False,
+    pre_attention: bool = False,
     padding: bool = False,
     provenance: dict[str, Any] | None = None,
 ) -> Path:
@@ -50,6 +51,7 @@ def record(
     options: dict[str, Any] = {
         "hidden": hidden,
         "router_logits": router_logits,
+        "pre_attention": pre_attention,
         "padding": padding,
         "on_policy": mode == "generate",
     }
@@ -73,9 +75,11 @@ def record(
 
 
 def summary(trace: Trace, path: Path) -> dict[str, Any]:
-    """What `rgpu record` says of a trace: sizes, bytes on disk with the hidden shards, what it is of."""
+    """What `rgpu record` says of a trace: sizes, bytes on disk with the shards, what it is of."""
     phase = np.zeros(0) if trace.phase is None else trace.phase
-    shards = sum(f.stat().st_size for f in path.parent.glob(f"{path.stem}.hidden-*.safetensors"))
+    shards = {
+        name: sum(f.stat().st_size for f in path.parent.glob(f"{path.stem}.{name}-*.safetensors")) for name in SHARDED
+    }
     return {
         "trace": str(path),
         "model": trace.header.model,
@@ -86,8 +90,8 @@ def summary(trace: Trace, path: Path) -> dict[str, Any]:
         "layers": trace.layers,
         "experts": trace.header.num_experts,
         "top_k": trace.header.top_k,
-        "arrays": [*trace.arrays(), *(["hidden"] if shards else [])],
-        "bytes": path.stat().st_size + shards,
+        "arrays": [*trace.arrays(), *(name for name, size in shards.items() if size)],
+        "bytes": path.stat().st_size + sum(shards.values()),
     }
 
 
@@ -108,6 +112,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "seed",
         "hidden",
         "router_logits",
+        "pre_attention",
         "padding",
     )
     made = {"prompts": Path(cfg.prompts).name, "prompt_tokens": cfg.prompt_tokens, "max_new_tokens": cfg.max_new_tokens}

@@ -25,8 +25,8 @@ from rgpu.traces.trace import Trace
 def run(cfg: DictConfig) -> dict[str, Any]:
     policy = make_policy(cfg.policy, cfg.admission)
     predictor = predictor_of(cfg)
-    hidden = "hidden" in (policy.traits.feature, *getattr(predictor, "needs", ()))
-    trace = open_trace(cfg.trace, hidden=hidden)
+    needs = tuple(getattr(predictor, "needs", ()))
+    trace = open_trace(cfg.trace, "hidden" in (policy.traits.feature, *needs), "pre_attention" in needs)
     allocator = built(cfg.allocator, "allocator")
     needed = policy.traits.calibration or not isinstance(allocator, Uniform) or must_fit(predictor)
     calibration, scored, digest = scored_parts(trace, cfg.calibration.share, needed)

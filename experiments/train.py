@@ -21,7 +21,7 @@ from rgpu.replay.scores import over_layers
 from rgpu.results.provenance import write_atomic
 from rgpu.traces.split import Split, held_apart, origins, sharing, split
 from rgpu.traces.storage import load_trace
-from rgpu.traces.trace import Trace
+from rgpu.traces.trace import SHARDED, Trace
 
 
 def train(
@@ -66,14 +66,19 @@ def unseen(trace: Trace, parts: Split, other: Trace, path: str) -> Trace:
 
 def switching(predictor: Any, trace: Trace, parts: Split, path: str) -> Trace:
     """The trace `switches`; `InputError` where `predictor`, fitted on the calibration sequences, could not be scored on it."""
-    hidden = "hidden" in getattr(predictor, "needs", ("hidden",))
-    other = load_trace(path, hidden=hidden, setting="switches")
+    other = load_trace(path, setting="switches", **states_for(predictor))
     _same_model(trace, other, "switches")
     for array in getattr(predictor, "needs", ()):
         other.require(array, f"switches={path}: predictor {predictor.name}")
     part, _, _ = metrics.unseen_switches(other, trace.select(parts.calibration))
     speaking_passes(part)
     return other
+
+
+def states_for(predictor: Any) -> dict[str, Any]:
+    """Which states `load_trace` is to open: those that the predictor reads, or the routers' inputs where it does not say."""
+    needs = getattr(predictor, "needs", ("hidden",))
+    return {name: name in needs for name in SHARDED}
 
 
 def regime(trace: Trace) -> str:
@@ -85,12 +90,12 @@ def regime(trace: Trace) -> str:
 def run(cfg: DictConfig) -> dict[str, Any]:
     begin = perf_counter()
     predictor = built(cfg.predictor, "predictor")
-    hidden = "hidden" in getattr(predictor, "needs", ("hidden",))
-    trace = load_trace(cfg.trace.path, hidden=hidden, stream=True)
+    states = states_for(predictor)
+    trace = load_trace(cfg.trace.path, stream=True, **states)
     parts = split(trace, cfg.split.calibration, cfg.split.seed)
     other, topics = None, None
     if cfg.score.path:
-        whole = load_trace(cfg.score.path, hidden=hidden, stream=True, setting="score.path")
+        whole = load_trace(cfg.score.path, stream=True, setting="score.path", **states)
         _same_model(trace, whole, "score.path")
         other = unseen(trace, parts, whole, str(cfg.score.path))
     if cfg.switches is not None:

@@ -20,10 +20,11 @@ from rgpu.predictors.files import read_header, read_tensors, stem_of, write_pair
 from rgpu.predictors.ranges import check_seed
 from rgpu.predictors.schema import Schema
 from rgpu.traces.split import Split
-from rgpu.traces.trace import DECODE, PADDING, Trace
+from rgpu.traces.trace import DECODE, PADDING, SHARDED, Trace
 from rgpu.types import MoEShape, RoutingEvent
 
 FIRST = np.zeros(1, np.int64)
+STATES = frozenset(SHARDED)  # arrays whose width is the hidden size
 
 
 class BasePredictor:
@@ -62,7 +63,7 @@ class BasePredictor:
                 f"cannot fit {self.name}: got no calibration tokens; expected at least one; use more sequences"
             )
         digest = "" if split is None else split.digest
-        self.schema_ = Schema.of(trace, part, hidden="hidden" in self.needs, split_digest=digest)
+        self.schema_ = Schema.of(trace, part, hidden=not STATES.isdisjoint(self.needs), split_digest=digest)
         self.tensors_: dict[str, np.ndarray] = self._fit(part, checkpoint)
         self.reset()
         return self

@@ -116,6 +116,11 @@ class LayerParts:
         norm_LD = np.stack([self.get(prefix + NORM, why) for prefix in self.prefixes])
         return norm_LD + np.float32(1) if config_of(self.folder).get("model_type") in FROM_ONE else norm_LD
 
+    def norms_if_there(self) -> np.ndarray | None:
+        """`norms`, or None for a checkpoint that has none of that name."""
+        there = all(prefix + NORM in self.where for prefix in self.prefixes)
+        return self.norms("a norm") if there else None
+
     def gated(self, layer: int, part: str, why: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Gate and up projections [I, D] and down projection [D, I] of an expert, `part` being `mlp.experts.7` or so."""
         act = config_of(self.folder).get("hidden_act", "silu")

@@ -14,7 +14,7 @@ import numpy as np
 
 from rgpu.contracts import Forecast
 from rgpu.errors import InputError
-from rgpu.predictors.base import BasePredictor, speaking_rows
+from rgpu.predictors.base import STATES, BasePredictor, speaking_rows
 from rgpu.predictors.stacking import fit_logistic, held_out, log_odds, logistic, speaking_rows_of, targets_of
 from rgpu.traces.trace import Trace
 from rgpu.types import RoutingEvent
@@ -112,7 +112,7 @@ class Ensemble(BasePredictor):
         for i, member in enumerate(self.members if hasattr(self, "tensors_") else ()):
             own = f"{i}."
             member.horizon = self.horizon
-            member.schema_ = replace(self.schema_, hidden=self.schema_.hidden if "hidden" in member.needs else 0)
+            member.schema_ = replace(self.schema_, hidden=0 if STATES.isdisjoint(member.needs) else self.schema_.hidden)
             member.tensors_ = {n.removeprefix(own): t for n, t in self.tensors_.items() if n.startswith(own)}
 
     def observe(self, event: RoutingEvent) -> None:

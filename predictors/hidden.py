@@ -96,6 +96,7 @@ class HiddenPredictor(BasePredictor):
     """
 
     needs = ("hidden",)
+    reads = "hidden state"  # what an event brings, in words
     forward: LinearForecast = staticmethod(linear_reference)
 
     def use(self, forward: LinearForecast) -> Self:
@@ -113,21 +114,29 @@ class HiddenPredictor(BasePredictor):
 
     def observe(self, event: RoutingEvent) -> None:
         super().observe(event)
-        hidden_TD = event.hidden_TD
+        hidden_TD = self._brought(event)
         if hidden_TD is None or hidden_TD.shape[1] != self.schema_.hidden:
-            got = "no hidden state" if hidden_TD is None else f"hidden states of size {hidden_TD.shape[1]}"
+            got = f"no {self.reads}" if hidden_TD is None else f"{self.reads}s of size {hidden_TD.shape[1]}"
             raise InputError(
                 f"predictor {self.name}: got an event with {got}; expected size {self.schema_.hidden}; "
-                "record with rgpu record hidden=true or fit the predictor on this model"
+                f"record with rgpu record {self.needs[0]}=true or fit the predictor on this model"
             )
         self._hidden_ND = hidden_TD[speaking_rows(event.phase_T, len(hidden_TD))]
+
+    def _brought(self, event: RoutingEvent) -> np.ndarray | None:
+        """What an event has of the states that are read, [T, D]."""
+        return event.hidden_TD
+
+    def _recorded(self, trace: Trace, layer: int, rows_P: np.ndarray) -> np.ndarray:
+        """The same of a trace, [P, D]."""
+        return trace.require("hidden", f"predictor {self.name}")[rows_P, layer]
 
     def _score(self, layer: int) -> np.ndarray:
         return self._score_hidden(layer, self._hidden_ND)
 
     def predict_trace(self, trace: Trace, layer: int, rows_P: np.ndarray, first_P: np.ndarray) -> np.ndarray:
         self.check(trace)
-        return self._score_hidden(layer, trace.require("hidden", f"predictor {self.name}")[rows_P, layer])
+        return self._score_hidden(layer, self._recorded(trace, layer, rows_P))
 
     def _score_hidden(self, layer: int, hidden_ND: np.ndarray) -> np.ndarray:
         """float32 [N, H, E]. Row n depends on row n of the input alone, bit for bit."""

@@ -1,9 +1,8 @@
 """Linear probe: a trained linear map from the router's input to the experts of each later layer and the next token.
 
 Source: the per-layer probes of the field (skeggsguy/crystal-ball on Hugging Face; JustVugg/colibri issue 866, where an
-MLP does about as well as a linear map). Not pre-attention prediction (arXiv 2511.10676), whose linear maps read the state
-before the attention of the layer that they forecast: this one reads the router's input, after attention, of a layer
-before it. How it is trained, and why so, is in `linear_training`.
+MLP does about as well as a linear map). It reads the router's input, after attention; `pre_attention` (arXiv 2511.10676) reads
+what enters the layer that it forecasts, before attention. How it is trained, and why so, is in `linear_training`.
 """
 
 from pathlib import Path

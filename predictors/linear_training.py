@@ -1,4 +1,4 @@
-"""Training of the linear probe: ridge start, ranking loss, early stopping, temperature.
+"""Training of linear probes: ridge start, ranking loss, early stopping, temperature.
 
 Legend: B rows of a batch, L MoE layers, H forecast rows a layer (1..horizon layers ahead, then the next token), D hidden
 size, E experts, K top-k, M = H * E outputs.
@@ -22,11 +22,13 @@ EXACT = 1e-6  # ridge where the relation is exact up to rounding
 SPREAD = 8.0  # logits for the span of an indicator, 0 to 1
 
 Teacher = Callable[[torch.Tensor], torch.Tensor]  # row numbers [B] -> what the maps start from, float32 [L, B, E]
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # as `plackett_luce`
 
 
 def train(
     trace: Trace, horizon: int, validation: float, schedule: Schedule, checkpoint: Path | None,
-    router_LED: np.ndarray | None, parameters: dict[str, Any],
+    router_LED: np.ndarray | None, parameters: dict[str, Any], who: str = "linear", inputs: HiddenRows | None = None,
+    loss: Loss = plackett_luce,
 ) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:  # fmt: skip
     """Maps `weight_LHDE` and `bias_LHE` (float32) whose logits less the token's threshold are log-odds of being routed,
     and the learning curve.
@@ -35,22 +37,26 @@ def train(
     2. Maps start from ridge regression in closed form. Where router logits are known (recorded, or computed with
        `router_LED`) it is of the target layer's logits less those that its router gives on this layer's input, so that
        shrinkage leads to gate look-ahead and a short trace cannot do much worse; else of who was routed, 0 or 1.
-    3. Descent minimises the Plackett-Luce likelihood of the ranked top-k.
+    3. Descent minimises `loss`, by default the Plackett-Luce likelihood of the ranked top-k.
     4. Ridge and epoch are chosen for each forecast row by recall at width K, mean over layers, on held-out sequences;
        training stops when none gains.
     5. A temperature a map, fitted on the same held-out sequences, turns logits into calibrated chances.
 
-    `parameters`, all of the predictor's, tell its training states from those of others.
+    `parameters`, all of the predictor's, tell its training states from those of others. `inputs`: what maps read instead of
+    the routers' inputs; then only recorded logits count as known, and `router_LED` is what the routers would be on `inputs`.
     """
     rows = Rows(trace, horizon)
     fit, held = rows.parts(trace, validation, schedule.seed)
-    hidden = HiddenRows(trace.require("hidden", "predictor linear"))
+    hidden = HiddenRows(trace.require("hidden", "predictor linear")) if inputs is None else inputs
     white = Whitening(hidden, fit, torch.from_numpy(rows.real))
-    teacher, router_LDE = _teacher(trace, rows, hidden, white, fit, router_LED)
+    if inputs is None:
+        teacher, router_LDE = _teacher(trace, rows, hidden, white, fit, router_LED)
+    else:
+        teacher, router_LDE = _beside(trace, rows, router_LED)
     start = _ridge_start(white, rows, fit, held, teacher, router_LDE)
-    key = rows.key("linear", parameters, [hidden], fit, held)
-    problem = _Maps(key, white, rows, fit, held, schedule.device)
-    best, curve = descend("linear", start, problem, schedule, checkpoint)
+    key = rows.key(who, parameters, [hidden], fit, held)
+    problem = _Maps(key, white, rows, fit, held, schedule.device, loss)
+    best, curve = descend(who, start, problem, schedule, checkpoint)
     weight, bias = best["weight"], best["bias"]
     problem.device = torch.device("cpu")
     scale_LH = temperature(batches(lambda rows_B: problem.logits(best, rows_B), held, problem.step), rows)
@@ -67,9 +73,10 @@ class _Maps:
     """All maps at once: `weight` [L, D, M] and `bias` [L, 1, M] on whitened inputs; a score for each forecast row."""
 
     def __init__(
-        self, key: str, white: Whitening, rows: Rows, fit: torch.Tensor, held: torch.Tensor, device: str
+        self, key: str, white: Whitening, rows: Rows, fit: torch.Tensor, held: torch.Tensor, device: str, loss: Loss
     ) -> None:
         self.key, self.white, self.rows, self.units, self.held = key, white, rows, fit, held
+        self._loss = loss
         self.device, self.step = torch.device(device), rows.together(white.matrix_LDD.shape[1])
 
     def logits(self, parameters: Parameters, rows_B: torch.Tensor) -> torch.Tensor:
@@ -79,7 +86,7 @@ class _Maps:
 
     def loss(self, parameters: Parameters, units_B: torch.Tensor) -> torch.Tensor:
         ids, valid = self.rows.targets(units_B)
-        return plackett_luce(self.logits(parameters, units_B), ids.to(self.device), valid.to(self.device))
+        return self._loss(self.logits(parameters, units_B), ids.to(self.device), valid.to(self.device))
 
     def score(self, parameters: Parameters) -> torch.Tensor:
         with torch.no_grad():
@@ -103,6 +110,14 @@ def _teacher(
     # a router is linear, so its logits on its own input give it away
     crossed, _ = _crossed(fit, white, lambda rows_B: recorded(rows_B)[:, :, None], (rows.layers, 1, rows.experts))
     return recorded, white.matrix_LDD @ white.ridge(crossed, EXACT)
+
+
+def _beside(trace: Trace, rows: Rows, router_LED: np.ndarray | None) -> tuple[Teacher, torch.Tensor | None]:
+    """The same for maps of other inputs than the routers'."""
+    if trace.router_logits is None:
+        return (lambda rows_B: SPREAD * rows.members(rows_B)), None
+    router_LDE = None if router_LED is None else torch.from_numpy(router_LED).transpose(1, 2).contiguous()
+    return HiddenRows(trace.router_logits), router_LDE
 
 
 def _crossed(

@@ -29,6 +29,17 @@ def plackett_luce(logits_LBHE: torch.Tensor, ids_LBHK: torch.Tensor, valid_LBH: 
     return ((left - chosen).sum(-1) * valid_LBH).sum() / logits_LBHE.shape[1]
 
 
+def pairwise_margin(
+    logits_LBHE: torch.Tensor, ids_LBHK: torch.Tensor, valid_LBH: torch.Tensor, margin: float
+) -> torch.Tensor:
+    """Mean over rows of what every routed expert lacks to be `margin` above every other one, mean over such pairs."""
+    chosen_LBHK1 = logits_LBHE.gather(3, ids_LBHK)[..., None]
+    rest_LBH1E = logits_LBHE.scatter(3, ids_LBHK, -1e9)[..., None, :]
+    pairs = ids_LBHK.shape[3] * max(1, logits_LBHE.shape[3] - ids_LBHK.shape[3])
+    lacking_LBH = torch.relu(margin - chosen_LBHK1 + rest_LBH1E).sum((-2, -1)) / pairs
+    return (lacking_LBH * valid_LBH).sum() / logits_LBHE.shape[1]
+
+
 @torch.no_grad()
 def mean_recall(held: Batches, rows: Rows) -> torch.Tensor:
     """Recall at width K of each forecast row on held-out rows, mean over layers: float64 [H]."""

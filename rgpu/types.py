@@ -43,6 +43,9 @@ class RoutingEvent:
     live and replay decide on the same numbers. `phase_T` uint8: 0 prompt, 1 decode, 2 padding row; `token_T` int32: the
     tokens that the rows are of (-1: the model was given embeddings). `fresh`: the first event of a pass all of whose sequences
     begin there; what a predictor knows of earlier ones is forgotten.
+
+    `pre_attention_TD` float32: the residual stream before the attention of the next MoE layer (of the last one: of itself).
+    It comes into being once this event's experts are computed, so a live event has it only from then on.
     """
 
     layer: int
@@ -54,6 +57,7 @@ class RoutingEvent:
     phase_T: np.ndarray | None = None
     token_T: np.ndarray | None = None
     fresh: bool = False
+    pre_attention_TD: np.ndarray | None = None
 
 
 GATES = ("silu", "gelu_tanh", "gpt_oss")

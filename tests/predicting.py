@@ -26,7 +26,8 @@ def routers() -> np.ndarray:
 
 
 def learnable_trace(seed: int = 0, sequences: int = 6, tokens: int = 30, logits: bool = False) -> Trace:
-    """Hidden states drift from token to token and from layer to layer; a prompt is one pass."""
+    """Hidden states drift from token to token and from layer to layer; a prompt is one pass. What enters a layer is its
+    router's input before something is added and it is scaled."""
     rng = np.random.default_rng(seed)
     n = sequences * tokens
     hidden = np.empty((n, LAYERS, HIDDEN), np.float32)
@@ -36,6 +37,8 @@ def learnable_trace(seed: int = 0, sequences: int = 6, tokens: int = 30, logits:
         for layer in range(1, LAYERS):
             hidden[t, layer] = 0.95 * hidden[t, layer - 1] + 0.3 * rng.normal(size=HIDDEN)
     stored = hidden.astype(np.float16)
+    apart = np.random.default_rng(seed + 1000)  # what enters a layer: most of its router's input, at a size of its own
+    entering = (hidden + 0.3 * apart.normal(size=hidden.shape)) * apart.uniform(0.5, 4, (n, LAYERS, 1))
     scores = np.einsum("nld,led->nle", stored.astype(np.float32), routers())
     ids = np.argsort(-scores, axis=2, kind="stable")[:, :, :TOP_K]
     chosen = np.exp(np.take_along_axis(scores, ids, 2))
@@ -50,6 +53,7 @@ def learnable_trace(seed: int = 0, sequences: int = 6, tokens: int = 30, logits:
         weights=(chosen / chosen.sum(2, keepdims=True)).astype(np.float16), phase=phase.astype(np.uint8), hidden=stored,
         router_logits=scores.astype(np.float16) if logits else None,
         token_ids=stored[:, 0, :6].argmax(1).astype(np.int32),  # says something about the routing
+        pre_attention=entering.astype(np.float16),
     )  # fmt: skip
 
 

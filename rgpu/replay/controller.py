@@ -64,7 +64,8 @@ class Controller:
 
     `feature` says what recorded inputs the policy may use ("hidden", "router", "routing" or ""); by default what its
     traits ask for. `uses_LE` (a hot profile) fills the pools before the first event. `keep_log` collects every decision as
-    `log`, comparable with `replay(..., log=True).log`.
+    `log`, comparable with `replay(..., log=True).log`. `waits`: the predictor reads the state before the next layer's
+    attention, so that after a live event there are only the policy's `wishes` until `later` brings that state.
     """
 
     def __init__(
@@ -78,6 +79,12 @@ class Controller:
             )
         if (predictor is None) != (planner is None):
             raise InputError("prefetch: got a predictor or a planner alone; expected both or neither")
+        self.waits = "pre_attention" in getattr(predictor, "needs", ())
+        if self.waits and policy.traits.forecast:
+            raise InputError(
+                f"policy {policy.name}: got predictor {getattr(predictor, 'name', '')}, whose forecast comes after the "
+                "event that the policy evicts for; expected another predictor, such as linear, or a policy such as lru"
+            )
         if touch_order not in TOUCH_ORDERS:
             raise InputError(f"replay.touch_order: got {touch_order!r}; expected one of {', '.join(TOUCH_ORDERS)}")
         self.policy, self.shape, self.predictor, self.planner = policy, shape, predictor, planner
@@ -264,7 +271,7 @@ class Controller:
         The policy's (kind PREFETCH in the event's own pool) may evict members of the event: they, and whatever follows
         them in that pool, must wait until it is computed. Without them nothing evicts a member of its last wave.
         """
-        out, self._wishes = self._wishes, []
+        out = self.wishes()
         if self.predictor is None or self.planner is None or self._last is None:
             return out
         event, forecast = self._last, self._forecast
@@ -285,6 +292,17 @@ class Controller:
     def _tell(self) -> None:
         if told := getattr(self.planner, "told", None):  # a planner may ask how much room there is
             told(self.layout.main, self.layout.pool_of)
+
+    def wishes(self) -> list[Decision]:
+        """The policy's share of `ahead`."""
+        out, self._wishes = self._wishes, []
+        return out
+
+    def later(self, pre_attention_TD: np.ndarray) -> list[Decision]:
+        """The rest of `ahead`, once the last event is computed and the state before the next layer's attention is there."""
+        assert self._last is not None
+        self._last = replace(self._last, pre_attention_TD=pre_attention_TD)
+        return self.ahead()
 
     def _foresee(self, predictor: Predictor, event: RoutingEvent) -> None:
         """One forecast for eviction and prefetch: made once the routing is known, before anything is evicted for it."""

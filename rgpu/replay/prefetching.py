@@ -57,6 +57,7 @@ class RecordedForecasts:
         if lead < 1:
             raise InputError(f"lead: got {lead}; expected layers from 1; set lead=1")
         self.name = str(predictor.name)
+        self.needs = tuple(getattr(predictor, "needs", ()))  # says when a forecast can be made
         rows_P, sequence_P = speaking_passes(trace)
         first_P = np.r_[True, sequence_P[1:] != sequence_P[:-1]]
         self._targets: list[tuple[np.ndarray, np.ndarray]] = []

@@ -32,6 +32,7 @@ def routing_events(trace: Any) -> Iterator[RoutingEvent]:
         logits = None if trace.router_logits is None else trace.router_logits[rows].astype(np.float32)
         phase = None if trace.phase is None else trace.phase[rows]
         tokens = None if trace.token_ids is None else trace.token_ids[rows]
+        before = None if trace.pre_attention is None else trace.pre_attention[rows].astype(np.float32)
         for layer in range(trace.layers):
             yield RoutingEvent(
                 layer, int(number), ids[:, layer],
@@ -39,6 +40,7 @@ def routing_events(trace: Any) -> Iterator[RoutingEvent]:
                 None if hidden is None else np.ascontiguousarray(hidden[:, layer]),
                 None if logits is None else np.ascontiguousarray(logits[:, layer]), phase, tokens,
                 fresh and layer == 0,
+                None if before is None else np.ascontiguousarray(before[:, min(layer + 1, trace.layers - 1)]),
             )  # fmt: skip
 
 

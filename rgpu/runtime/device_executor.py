@@ -131,7 +131,7 @@ class DeviceExecutor(PoolExecutor):
             host = self._read(ids_TK, weights_TK, x_TD if self.reads_inputs else None)
         event = self._event_of(layer, host[0], host[1], host[2] if self.hidden else None)
         decision = self.controller.observe(event)
-        ahead, late = in_time(self.controller.ahead(), decision.pool)
+        ahead, late = in_time(self._ahead(event), decision.pool)
         missing = (self.table.host_LE[layer, decision.experts] < 0) & (not computed)
         loads = [*ahead, *late]
         if missing.any():
@@ -168,6 +168,14 @@ class DeviceExecutor(PoolExecutor):
         self.table.upload()
         self._broken = False
         return True
+
+    def entered(self, x_TD: torch.Tensor) -> None:
+        """Waits for the device, which gives the state, decides, and queues the copies."""
+        self._broken, was_broken = True, self._broken  # `rest` says so
+        super().entered(x_TD)
+        self.settle()
+        self.table.upload()
+        self._broken = was_broken
 
     def combine(self, x_TD: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         """[T, D]: the sum of what `hits` and `rest` computed."""

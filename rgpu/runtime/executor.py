@@ -51,6 +51,8 @@ class PoolExecutor:
         self.store = store
         self.handler = handler
         self.in_place = 0
+        self._entered_TD: np.ndarray | None = None  # what entered the newest MoE layer, where the predictor reads it
+        self._owed = False  # the planner's loads after the last event wait for that of the next one
         self._choice = MissChoice(transfer.counts) if handler == SPLIT else None  # type: ignore[attr-defined]
         for fill in controller.start():
             self._submit(fill)
@@ -61,7 +63,7 @@ class PoolExecutor:
         """[T, D]: what the experts of MoE layer `module.layer` give."""
         event = self._event(module.layer, x_TD, ids_TK, weights_TK)
         decision = self.controller.observe(event)
-        ahead, late = in_time(self.controller.ahead(), decision.pool)
+        ahead, late = in_time(self._ahead(event), decision.pool)
         self.compute.begin(module, x_TD, event.experts_TK, weights_TK)
         if self.handler == CPU:
             self._where_it_is(decision)
@@ -83,6 +85,19 @@ class PoolExecutor:
         for load in late:
             self._submit(load)
         return self.compute.finish()
+
+    def entered(self, x_TD: torch.Tensor) -> None:
+        """Takes what enters the next MoE layer, before its attention, and queues what is forecast from it."""
+        self._entered_TD = as_stored(x_TD)
+        if self._owed:
+            self._owed = False
+            for load in self.controller.later(self._entered_TD):
+                self._submit(load)
+
+    def _ahead(self, event: RoutingEvent) -> list[Decision]:
+        """Loads that can be told now: without the planner's where its predictor waits for the next layer's state."""
+        self._owed = self.controller.waits and event.pre_attention_TD is None
+        return self.controller.wishes() if self._owed else self.controller.ahead()
 
     def filled(self) -> None:
         """Waits for the initial fill."""
@@ -115,6 +130,7 @@ class PoolExecutor:
             phase_T=None if info is None else info.phase_T,
             token_T=None if info is None else info.token_T,
             fresh=info is not None and info.fresh and layer == 0,
+            pre_attention_TD=self._entered_TD if layer == self.controller.shape.layers - 1 else None,
         )
 
     def _read(

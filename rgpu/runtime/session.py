@@ -20,6 +20,7 @@ from rgpu.quant.layout import SlotLayout
 from rgpu.replay.controller import Controller
 from rgpu.replay.resizing import KEY as RESIZES
 from rgpu.replay.resizing import Resized
+from rgpu.runtime import before_attention
 from rgpu.runtime.architecture import Architecture, read_architecture
 from rgpu.runtime.compiled_parts import compile_parts
 from rgpu.runtime.compute import Kernel, event_compute, no_kernel
@@ -189,8 +190,12 @@ class OffloadSession:
         for index, layer in enumerate(moe_layers(self.model)):
             layer.experts.layer, layer.experts.run = index, executor
             self._stack.callback(setattr, layer.experts, "run", None)
+        if self.controller.waits:
+            before_attention.attach(self.model, executor, self._stack)
         executor.filled()
-        if graphs and isinstance(executor, DeviceExecutor):
+        if (
+            graphs and isinstance(executor, DeviceExecutor) and not self.controller.waits
+        ):  # no graph is cut before attention
             self.graphs = StepGraphs(self.model, executor, self._stack)
         self.sizes = PoolSizes(
             executor,
@@ -234,6 +239,7 @@ class OffloadSession:
             self.model,
             Path(folder) / "own.safetensors",
             hidden=hidden,
+            pre_attention=self.controller.waits,
             padding=True,
             expert_bytes=self.shape.expert_bytes,
             provenance=None if self._lossy is None else {"lossy": self._lossy.settings()},
@@ -341,10 +347,14 @@ class OffloadSession:
         self.close()
 
 
-def sample_event(shape: MoEShape, hidden: bool) -> RoutingEvent:
+def sample_event(shape: MoEShape, hidden: bool, pre_attention: bool = False) -> RoutingEvent:
     """A decode event of layer 0 such as a model of this shape gives, for compiling what decides before it is timed."""
     ids_TK = np.arange(shape.top_k, dtype=np.int16)[None]
-    hidden_TD = np.zeros((1, shape.hidden), np.float32) if hidden else None
+    hidden_TD, entering_TD = (
+        np.zeros((1, shape.hidden), np.float32) if there else None for there in (hidden, pre_attention)
+    )
     phase_T, token_T = np.full(1, DECODE, np.uint8), np.zeros(1, np.int32)
     weights_TK = np.ones(ids_TK.shape, np.float32)
-    return RoutingEvent(0, 0, ids_TK, weights_TK, hidden_TD, phase_T=phase_T, token_T=token_T)
+    return RoutingEvent(
+        0, 0, ids_TK, weights_TK, hidden_TD, phase_T=phase_T, token_T=token_T, pre_attention_TD=entering_TD
+    )

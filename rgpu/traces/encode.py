@@ -1,4 +1,4 @@
-"""How a trace becomes files: streamed safetensors, written beside the target and renamed, `hidden` in side shards.
+"""How a trace becomes files: streamed safetensors, written beside the target and renamed, states in side shards.
 
 Legend: N tokens, L MoE layers, D hidden size.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rgpu.errors import TraceError
-from rgpu.traces.trace import OPTIONAL, REQUIRED, TraceHeader
+from rgpu.traces.trace import OPTIONAL, REQUIRED, SHARDED, TraceHeader
 
 METADATA_KEY = "rgpu_trace"
 SHARD_BYTES = 256 << 20
@@ -60,22 +60,22 @@ def told(path: Path, doing: str) -> Iterator[None]:
         raise TraceError(f"cannot {doing} {path}: got {reason}; {remedy}") from error
 
 
-def shard_name(path: Path, index: int) -> str:
-    return f"{path.stem}.hidden-{index:05d}.safetensors"
+def shard_name(path: Path, name: str, index: int) -> str:
+    return f"{path.stem}.{name}-{index:05d}.safetensors"
 
 
 def write_files(path: Path, header: TraceHeader, sources: dict[str, Source], shard_bytes: int = SHARD_BYTES) -> None:
-    """Write the trace file and its hidden shards so that either all of them appear or none.
+    """Write the trace file and the shards of its states so that either all of them appear or none.
 
-    Fills `header.checksum`: sha256 over the arrays of the main file in canonical order, as `Trace.checksum` without
-    hidden. Raises `TraceError` where the files cannot be written.
+    Fills `header.checksum`: sha256 over the arrays of the main file in canonical order, as `Trace.checksum`.
+    Raises `TraceError` where the files cannot be written.
     """
     if path.suffix != ".safetensors":
         raise TraceError(
             f"cannot write trace {path}: got suffix '{path.suffix}'; expected .safetensors; rename the output"
         )
     digest = hashlib.sha256()
-    main = {name: sources[name] for name in (*REQUIRED, *OPTIONAL) if name in sources and name != "hidden"}
+    main = {name: sources[name] for name in (*REQUIRED, *OPTIONAL) if name in sources and name not in SHARDED}
     for name, source in main.items():
         digest.update(name.encode())
         for chunk in source.chunks():
@@ -86,14 +86,16 @@ def write_files(path: Path, header: TraceHeader, sources: dict[str, Source], sha
         with told(path, "write trace"):
             path.parent.mkdir(parents=True, exist_ok=True)
             document = header.to_json() | {"hidden_shards": []}
-            if "hidden" in sources:
-                document["hidden_shards"] = _write_shards(path, sources["hidden"], shard_bytes, placed)
+            for name in SHARDED:
+                if name in sources:
+                    document[f"{name}_shards"] = _write_shards(path, name, sources[name], shard_bytes, placed)
             order = sorted(main, key=lambda name: -main[name].dtype.itemsize)  # keeps every array aligned
             whole = {name: (main[name], 0, main[name].shape[0]) for name in order}
             _write_one(path, whole, {METADATA_KEY: json.dumps(document)}, placed)
             for part, target in placed:
                 os.replace(part, target)
-            _drop_stale_shards(path, len(document["hidden_shards"]))
+            for name in SHARDED:
+                _drop_stale_shards(path, name, len(document.get(f"{name}_shards", [])))
             _sync_folder(path.parent)
     finally:
         for part, _ in placed:
@@ -101,14 +103,14 @@ def write_files(path: Path, header: TraceHeader, sources: dict[str, Source], sha
 
 
 def _write_shards(
-    path: Path, hidden: Source, shard_bytes: int, placed: list[tuple[Path, Path]]
+    path: Path, name: str, states: Source, shard_bytes: int, placed: list[tuple[Path, Path]]
 ) -> list[dict[str, Any]]:
-    rows = max(1, shard_bytes // max(1, hidden.row_bytes))
+    rows = max(1, shard_bytes // max(1, states.row_bytes))
     shards = []
-    for index, start in enumerate(range(0, hidden.shape[0], rows)):
-        stop = min(start + rows, hidden.shape[0])
-        target = path.with_name(shard_name(path, index))
-        digest = _write_one(target, {"hidden": (hidden, start, stop)}, {}, placed)
+    for index, start in enumerate(range(0, states.shape[0], rows)):
+        stop = min(start + rows, states.shape[0])
+        target = path.with_name(shard_name(path, name, index))
+        digest = _write_one(target, {name: (states, start, stop)}, {}, placed)
         shards.append({"file": target.name, "rows": stop - start, "sha256": digest})
     return shards
 
@@ -139,10 +141,10 @@ def _write_one(
     return digest.hexdigest()
 
 
-def _drop_stale_shards(path: Path, kept: int) -> None:
+def _drop_stale_shards(path: Path, name: str, kept: int) -> None:
     """Remove shards that a larger trace of the same name left behind."""
     index = kept
-    while (stale := path.with_name(shard_name(path, index))).exists():
+    while (stale := path.with_name(shard_name(path, name, index))).exists():
         stale.unlink()
         index += 1
 

@@ -1,6 +1,7 @@
 """What can be read off a transformers model about its routed experts, without importing torch."""
 
 import hashlib
+import inspect
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,26 @@ def moe_layers(model: Any) -> list[MoELayer]:
             f"cannot use model: got layers of {sorted(counts)} experts; expected one number; choose another model"
         )
     return found
+
+
+def decoder_layer(model: Any, layer: MoELayer) -> Any:
+    """The module of the model's list of layers that an MoE layer is in: what it is called with is the state before attention.
+
+    Raises `InputError` where the experts are in no numbered layer.
+    """
+    found = re.match(r"(?:.*\.)?\d+(?=\.)", layer.name)
+    if found is None:
+        raise InputError(
+            f"cannot see the state before attention of {layer.name}: got experts in no numbered layer; expected names such "
+            "as model.layers.0.mlp.experts; choose another model, or leave pre_attention out"
+        )
+    return model.get_submodule(found[0])
+
+
+def entering(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The residual stream [T, D] that a call of a decoder layer gets, rows in the order of the experts' input."""
+    x_BQD = args[0] if args else kwargs[next(iter(inspect.signature(module.forward).parameters))]
+    return x_BQD.reshape(-1, x_BQD.shape[-1])
 
 
 def _router(parent: Any) -> Any:

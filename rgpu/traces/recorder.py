@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from rgpu.errors import InputError
-from rgpu.traces.moe_layers import MoELayer, model_identity, moe_layers
+from rgpu.traces.moe_layers import MoELayer, decoder_layer, entering, model_identity, moe_layers
 from rgpu.traces.passes import PassInfo, PassTracker
 from rgpu.traces.trace import PADDING, PROMPT, TraceHeader
 from rgpu.traces.writer import TraceWriter
@@ -27,7 +27,8 @@ class TraceRecorder:
 
     Routing is taken where it is decided: the expert ids and gate weights handed to the experts modules (their order
     is the router's), so biased and grouped routers come out right; `hidden=True` adds their input,
-    `router_logits=True` the raw logits of the router modules. Hooks only: numbers and settings of the model are
+    `router_logits=True` the raw logits of the router modules, `pre_attention=True` the residual stream that enters each
+    MoE layer, before its norm and attention. Hooks only: numbers and settings of the model are
     untouched, and the hooks are gone on leaving, also after an exception, which discards the trace. Padding rows, and
     rows after the end of their text in a batch, are left out unless `padding=True` keeps them with phase 2 (live runs
     replay them).
@@ -44,6 +45,7 @@ class TraceRecorder:
         *,
         hidden: bool = False,
         router_logits: bool = False,
+        pre_attention: bool = False,
         padding: bool = False,
         on_policy: bool = True,
         eos_ids: Collection[int] | None = None,
@@ -52,6 +54,7 @@ class TraceRecorder:
     ) -> None:
         self.model, self.hidden, self.router_logits, self.padding = model, hidden, router_logits, padding
         self.layers = moe_layers(model)
+        self._decoders = [decoder_layer(model, layer) for layer in self.layers] if pre_attention else []
         if router_logits and any(layer.router is None for layer in self.layers):
             raise InputError(
                 "cannot record router_logits: got a layer without a router module; set router_logits=false"
@@ -128,9 +131,15 @@ class TraceRecorder:
             logits = output[0] if isinstance(output, tuple) else output
             self._keep("router_logits", index, logits.reshape(-1, logits.shape[-1]))
 
+        def entered(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not is_capturing():
+                self._keep("pre_attention", index, entering(module, args, kwargs))
+
         self._handles.append(layer.experts.register_forward_pre_hook(routed, with_kwargs=True))
         if self.router_logits:
             self._handles.append(layer.router.register_forward_hook(scored))
+        if self._decoders:
+            self._handles.append(self._decoders[index].register_forward_pre_hook(entered, with_kwargs=True))
 
     def _keep(self, name: str, index: int, values: torch.Tensor) -> None:
         """Put one layer's rows aside: ids as int64, floats as float16, on the CPU."""

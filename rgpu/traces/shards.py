@@ -1,4 +1,4 @@
-"""Hidden states left on disk: an array-like over mapped shards, so that a trace larger than memory can be read by rows.
+"""States left on disk: an array-like over mapped shards, so that a trace larger than memory can be read by rows.
 
 Legend: N tokens, L MoE layers, D hidden size.
 """

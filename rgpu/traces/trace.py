@@ -16,7 +16,8 @@ from rgpu.types import MoEShape
 SCHEMA_VERSION = 1
 PROMPT, DECODE, PADDING = 0, 1, 2
 REQUIRED = ("expert_ids", "seq_offsets", "positions", "passes")
-OPTIONAL = ("weights", "phase", "token_ids", "hidden", "router_logits")
+OPTIONAL = ("weights", "phase", "token_ids", "hidden", "router_logits", "pre_attention")
+SHARDED = ("hidden", "pre_attention")  # states, in files of their own beside the trace
 
 
 @dataclass(slots=True)
@@ -47,7 +48,7 @@ class Trace:
     `seq_offsets` int64 [S + 1] (sequences are contiguous); `positions` int32 [N]; `passes` int32 [N] (tokens evaluated in
     one forward pass share a number); optional `weights` float16 [N, L, K], `phase` uint8 [N] (0 prompt, 1 decode,
     2 padding row), `token_ids` int32 [N], `hidden` float16 [N, L, D] (input of the router), `router_logits` float16
-    [N, L, E]."""
+    [N, L, E], `pre_attention` float16 [N, L, D] (residual stream that enters the layer, before its norm and attention)."""
 
     header: TraceHeader
     expert_ids: np.ndarray
@@ -59,6 +60,7 @@ class Trace:
     token_ids: np.ndarray | None = None
     hidden: np.ndarray | None = None
     router_logits: np.ndarray | None = None
+    pre_attention: np.ndarray | None = None
 
     @property
     def tokens(self) -> int:
@@ -80,7 +82,8 @@ class Trace:
     @property
     def shape(self) -> MoEShape:
         sizes = tuple(self.header.expert_bytes)
-        hidden = 0 if self.hidden is None else int(self.hidden.shape[2])
+        states = self.pre_attention if self.hidden is None else self.hidden
+        hidden = 0 if states is None else int(states.shape[2])
         ids = tuple(self.header.layer_ids)
         return MoEShape(self.layers, self.header.num_experts, self.header.top_k, hidden, sizes, ids)
 
@@ -123,10 +126,10 @@ class Trace:
         return Trace(header=header, seq_offsets=offsets, passes=passes, **kept)
 
     def checksum(self) -> str:
-        """sha256 over the arrays in canonical order; hidden states, which live in files of their own, aside."""
+        """sha256 over the arrays in canonical order; states, which live in files of their own, aside."""
         digest = hashlib.sha256()
         for name, array in self.arrays().items():
-            if name == "hidden":
+            if name in SHARDED:
                 continue
             digest.update(name.encode())
             for start in range(0, len(array), 65536):

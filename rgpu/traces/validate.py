@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rgpu.errors import TraceError
-from rgpu.traces.trace import SCHEMA_VERSION, Trace, TraceHeader
+from rgpu.traces.trace import SCHEMA_VERSION, SHARDED, Trace, TraceHeader
 
 DTYPES = {
     "seq_offsets": "int64",
@@ -21,6 +21,7 @@ DTYPES = {
     "token_ids": "int32",
     "hidden": "float16",
     "router_logits": "float16",
+    "pre_attention": "float16",
 }
 _CHUNK = 1 << 16
 _FINITE_BYTES = 64 << 20
@@ -43,19 +44,13 @@ def validate(trace: Trace, name: str = "trace", checksum: bool = True) -> Trace:
         _layout(trace)
         _order(trace)
         _experts(trace)
-        for array in ("weights", "router_logits", "hidden"):
+        for array in ("weights", "router_logits", *SHARDED):
             _finite(array, getattr(trace, array))
-        if checksum and trace.header.checksum and checksum_of(trace) != trace.header.checksum:
+        if checksum and trace.header.checksum and trace.checksum() != trace.header.checksum:
             raise TraceError("checksum mismatch: got arrays that differ from the recorded sha256; copy the file again")
     except TraceError as error:
         raise TraceError(f"{name}: {error}") from None
     return trace
-
-
-def checksum_of(trace: Trace) -> str:
-    """sha256 over the arrays of the main file (all but `hidden`, whose shards carry their own)."""
-    arrays = {name: array for name, array in trace.arrays().items() if name != "hidden"}
-    return Trace(header=trace.header, **arrays).checksum()
 
 
 def header_from_json(document: dict[str, Any]) -> TraceHeader:
@@ -108,10 +103,12 @@ def _layout(trace: Trace) -> None:
         )
     if header.expert_bytes and len(header.expert_bytes) != layers:
         raise TraceError(f"header: got {len(header.expert_bytes)} expert_bytes; expected {layers}, one a layer")
+    width = trace.hidden.shape[2] if trace.hidden is not None and trace.hidden.ndim == 3 else None
     rows: dict[str, tuple[int | None, ...]] = {
         "expert_ids": ids.shape, "seq_offsets": (None,), "positions": (count,), "passes": (count,),
         "weights": ids.shape, "phase": (count,), "token_ids": (count,), "hidden": (count, layers, None),
         "router_logits": (count, layers, header.num_experts),
+        "pre_attention": (count, layers, width),
     }  # fmt: skip
     dtypes = DTYPES | {"expert_ids": id_dtype(header.num_experts).name}
     for name, array in trace.arrays().items():

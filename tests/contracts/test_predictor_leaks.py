@@ -30,11 +30,13 @@ def spoiled(trace: Trace, sequences: np.ndarray) -> Trace:
     ids[row_N] = (ids[row_N] + 3) % EXPERTS
     hidden[row_N] = -7 * hidden[row_N][::-1]
     tokens[row_N] = 5 - tokens[row_N]
+    entering = np.array(trace.pre_attention)
+    entering[row_N] = -3 * entering[row_N][::-1]
     metas = [dict(m, domain="other") if s in sequences else dict(m) for s, m in enumerate(trace.header.sequences)]
     logits = None if trace.router_logits is None else np.where(row_N[:, None, None], 9, trace.router_logits)
     return replace(
         trace, header=replace(trace.header, sequences=metas), expert_ids=ids, hidden=hidden, token_ids=tokens,
-        router_logits=None if logits is None else logits.astype(np.float16),
+        pre_attention=entering, router_logits=None if logits is None else logits.astype(np.float16),
     )  # fmt: skip
 
 
@@ -60,7 +62,7 @@ def few(name: str) -> dict[str, Any]:
     """Short training: whether a sequence is read does not depend on how often."""
     return (
         {"epochs": 1}
-        if name in ("history_gru", "history_transformer", "mlp", "group_mlp", "low_rank", "linear")
+        if name in ("history_gru", "history_transformer", "mlp", "group_mlp", "low_rank", "linear", "pre_attention")
         else {}
     )
 

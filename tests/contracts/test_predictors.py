@@ -141,7 +141,8 @@ def test_inputs_it_needs_are_named(name: str, tmp_path: Path, trace: Trace) -> N
     predictor = make(name, tmp_path)
     bare = replace(trace, **{array: None for array in OPTIONAL if array not in ("phase", *predictor.needs)})
     assert evaluate(predictor.fit(bare), bare)
-    for array, what in (("hidden", "no hidden state"), ("token_ids", "no token ids")):
+    said = {"hidden": "no hidden state", "pre_attention": "no state before attention", "token_ids": "no token ids"}
+    for array, what in said.items():
         if array in predictor.needs:
             less = replace(trace, **{array: None})
             with pytest.raises(InputError, match=f"needs the array '{array}'"):

@@ -1,8 +1,9 @@
 """What predictors are fitted and scored on: the reference traces with hidden states and router logits, text that the model
 only read, the same texts through its int4 self, and gpt-oss-20b's routing where the shared folder has it.
 
-Hidden states are not shipped for the whole reference trace; they are had again by giving the model the tokens it made, whole
-sequences at once, and cut into the passes of the original. Where that changes an expert, the suite stops.
+Hidden states are not shipped for the whole reference trace; they and the states before attention are had again by giving the
+model the tokens it made, whole sequences at once, and cut into the passes of the original. Where that changes an expert, the
+suite stops.
 """
 
 from collections.abc import Sequence
@@ -97,10 +98,11 @@ class Reader:
     folder: Path
 
     def read(self, prompts: Sequence[Prompt], name: str) -> Trace:
-        """One call a text, with hidden states and router logits."""
+        """One call a text, with hidden states, states before attention and router logits."""
         out = self.folder / f"{name}.safetensors"
         if not out.exists():
-            record(self.model, self.tokenizer, prompts, out, mode="prompt", hidden=True, router_logits=True)
+            arrays: dict[str, Any] = {"hidden": True, "router_logits": True, "pre_attention": True}
+            record(self.model, self.tokenizer, prompts, out, mode="prompt", **arrays)
         return load_trace(out)
 
 

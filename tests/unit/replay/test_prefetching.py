@@ -24,9 +24,12 @@ from rgpu.replay.prefetching import NoPrefetch, RecordedForecasts, as_result, re
 from rgpu.replay.stream import routing_events
 from rgpu.replay.timing.cost import experts_only
 from rgpu.replay.timing.facts import pass_facts
+from rgpu.replay.timing.link import AHEAD, GPU_TRACK, LINK_TRACK
+from rgpu.replay.timing.link import EXPERTS as COMPUTED
 from rgpu.replay.timing.machine import Machine
-from rgpu.replay.timing.simulate import simulate
+from rgpu.replay.timing.simulate import Window, simulate
 from rgpu.traces.trace import Trace
+from tests.clocks import cost_of_layers, machine
 from tests.predicting import EXPERTS, TOP_K, learnable_trace, make
 
 POOLS = [PoolConfig(slots=3), PoolConfig("global", 13)]
@@ -193,3 +196,28 @@ def test_a_late_forecast_says_nothing_of_the_nearest_layers(trace: Trace, predic
     assert np.array_equal(early.predict().probs_HE[1:], late.predict().probs_HE)
     with pytest.raises(InputError, match="lead"):
         RecordedForecasts(predictor, trace, 0)
+
+
+def test_what_a_state_before_attention_asks_for_is_copied_from_the_end_of_the_event(
+    trace: Trace, tmp_path: Any
+) -> None:
+    predictor = make("pre_attention", tmp_path).fit(trace)
+    log = replay_prefetch(trace, Lru(), PoolConfig(slots=4), predictor, lambda: TopK(2)).decisions
+    facts = pass_facts(trace)
+    where = machine(bytes_per_s=1e6, link_bytes_per_s=1e6, link_latency_s=1e-6)
+    cost = cost_of_layers(trace.layers, dense_bytes=100.0, size=64)
+    made = simulate(log, facts, where, cost, TOP_K, record=Window(0, facts.passes)).slices
+    assert made is not None
+    computed_V = np.zeros(len(log.events.pool), np.int64)
+    for what, end, event in made[made[:, 0] == GPU_TRACK][:, [1, 3, 4]]:
+        if what == COMPUTED:
+            computed_V[event] = max(computed_V[event], end)
+    ahead = made[(made[:, 0] == LINK_TRACK) & (made[:, 1] == AHEAD)]
+    at_once = 0
+    for pool, key in {(int(p), int(k)) for p, k in log.proactive[:, [1, 2]]}:
+        own = log.proactive[(log.proactive[:, 1] == pool) & (log.proactive[:, 2] == key)]
+        copied = ahead[(ahead[:, 6] == key) & (ahead[:, 5] // max(log.layout.main) == pool)]
+        if len(copied):
+            assert copied[0, 2] >= computed_V[own[0, 0]]
+            at_once += copied[0, 2] == computed_V[own[0, 0]]
+    assert at_once  # an idle link begins as soon as the state is there

@@ -32,6 +32,7 @@ def build_trace(
         token_ids=rng.integers(0, 99, count).astype(np.int32),
         hidden=rng.standard_normal((count, layers, 6)).astype(np.float16),
         router_logits=rng.standard_normal((count, layers, experts)).astype(np.float16),
+        pre_attention=rng.standard_normal((count, layers, 6)).astype(np.float16),
     )
 
 

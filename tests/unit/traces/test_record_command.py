@@ -65,6 +65,13 @@ def test_generate(folder: Path, batch: int) -> None:
     }
 
 
+def test_states_before_attention_on_demand(folder: Path) -> None:
+    said = run(settings(folder, pre_attention=True, hidden=False, limit=2))
+    trace = load_trace(said["trace"])
+    assert trace.hidden is None and trace.pre_attention is not None and said["arrays"][-1] == "pre_attention"
+    assert said["bytes"] == sum(f.stat().st_size for f in folder.glob("t.*safetensors"))
+
+
 def test_prompt_mode_is_not_on_policy(folder: Path) -> None:
     said = run(settings(folder, mode="prompt", batch=2, hidden=False, router_logits=True, limit=None))
     trace = load_trace(said["trace"])

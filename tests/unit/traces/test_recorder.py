@@ -62,6 +62,34 @@ def test_generation_of_a_padded_batch(tmp_path: Path, make_model: MoE, kind: str
     assert trace.header.expert_bytes == [sum(p[0].numel() * 4 for p in m.parameters()) for m in experts]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_enters_a_layer(tmp_path: Path, make_model: MoE, kind: str) -> None:
+    model = make_model(kind)
+    tokens, _ = batch()
+    with torch.no_grad():
+        out = model(tokens, output_hidden_states=True)
+    before = hooks(model)
+    with TraceRecorder(model, tmp_path / "a.safetensors", pre_attention=True), torch.no_grad():
+        model(tokens)
+    assert hooks(model) == before
+    trace = load_trace(tmp_path / "a.safetensors")
+    entered = [
+        out.hidden_states[layer].reshape(21, 16) for layer in trace.header.layer_ids
+    ]  # dense layers are passed over
+    assert trace.hidden is None and trace.pre_attention is not None
+    assert np.array_equal(trace.pre_attention, torch.stack(entered, 1).half().numpy())
+    plain, _ = generate(model, tmp_path / "b.safetensors", hidden=True)
+    both, _ = generate(model, tmp_path / "b.safetensors", hidden=True, pre_attention=True)
+    assert both.checksum() == plain.checksum() and plain.pre_attention is None
+
+
+def test_experts_outside_numbered_layers_are_refused(tmp_path: Path, make_model: MoE) -> None:
+    model = make_model("Olmoe", num_hidden_layers=1)
+    model.experts, model.model.layers = model.model.layers[0].mlp.experts, torch.nn.ModuleList()
+    with pytest.raises(InputError, match="state before attention of experts"):
+        TraceRecorder(model, tmp_path / "a.safetensors", pre_attention=True)
+
+
 @pytest.mark.parametrize("kind", ["Qwen3Moe", "Olmoe", "Mixtral", "GptOss"])
 def test_ids_are_the_top_of_the_logits(tmp_path: Path, make_model: MoE, kind: str) -> None:
     model = make_model(kind)

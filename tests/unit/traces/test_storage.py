@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from rgpu.errors import TraceError
 from rgpu.traces.storage import load_trace, save_trace
-from rgpu.traces.trace import Trace
+from rgpu.traces.trace import SHARDED, Trace
 
 Make = Callable[..., Trace]
 
@@ -41,14 +41,21 @@ def test_round_trip(tmp_path: Path, make_trace: Make, experts: int) -> None:
     loaded = load_trace(path)
     assert same(trace, loaded)
     assert loaded.header.to_json() == {**trace.header.to_json(), "checksum": loaded.header.checksum}
-    assert len(list(path.parent.glob("a.hidden-*.safetensors"))) == 7  # 36 bytes a row, 2 rows a shard
-    assert sorted(load_file(path)) == sorted(set(trace.arrays()) - {"hidden"})
-    assert load_trace(path, hidden=False).hidden is None
+    for name in SHARDED:
+        assert len(list(path.parent.glob(f"a.{name}-*.safetensors"))) == 7  # 36 bytes a row, 2 rows a shard
+    assert sorted(load_file(path)) == sorted(set(trace.arrays()) - set(SHARDED))
+    for hidden, entering in ((False, None), (False, True), (True, False)):
+        part = load_trace(path, hidden=hidden, pre_attention=entering)
+        assert (part.hidden is not None, part.pre_attention is not None) == (hidden, bool(entering))
+        assert part.shape.hidden == (6 if hidden or entering else 0)
+    assert same(trace, load_trace(path, stream=True))
 
 
 def test_checksum_is_the_traces_own(tmp_path: Path, make_trace: Make) -> None:
     trace = make_trace()
-    trace.hidden = None
+    whole = trace.checksum()
+    trace.hidden = trace.pre_attention = None
+    assert trace.checksum() == whole
     assert load_trace(save_trace(trace, tmp_path / "a.safetensors")).header.checksum == trace.checksum()
 
 
@@ -58,7 +65,7 @@ def test_overwriting_drops_stale_shards(tmp_path: Path, make_trace: Make) -> Non
     smaller = make_trace(lengths=(2,))
     save_trace(smaller, path, shard_bytes=36)
     assert same(load_trace(path), smaller)
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, make_trace: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,16 +145,17 @@ def test_truncated(tmp_path: Path, make_trace: Make, kept: int) -> None:
         load_trace(path)
 
 
-def test_hidden_shards_are_checked(tmp_path: Path, make_trace: Make) -> None:
+@pytest.mark.parametrize("name", SHARDED)
+def test_shards_are_checked(tmp_path: Path, make_trace: Make, name: str) -> None:
     path = save_trace(make_trace(), tmp_path / "a.safetensors", shard_bytes=180)
-    shard = tmp_path / "a.hidden-00001.safetensors"
+    shard = tmp_path / f"a.{name}-00001.safetensors"
     raw = shard.read_bytes()
     shard.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
-    with pytest.raises(TraceError, match=r"a\.hidden-00001.*checksum mismatch"):
+    with pytest.raises(TraceError, match=rf"a\.{name}-00001.*checksum mismatch"):
         load_trace(path)
-    assert load_trace(path, verify=False).hidden is not None
+    assert getattr(load_trace(path, verify=False), name) is not None
     shard.unlink()
-    with pytest.raises(TraceError, match=r"no hidden shard a\.hidden-00001"):
+    with pytest.raises(TraceError, match=rf"no {name} shard a\.{name}-00001"):
         load_trace(path)
 
 
