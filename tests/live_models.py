@@ -46,7 +46,7 @@ FAMILIES: dict[str, dict[str, Any]] = {  # tiny configs by model type; every kin
 
 def build(kind: str, folder: Path, dtype: torch.dtype = torch.float32, **changed: Any) -> Path:
     """A tiny random model of the type on disk, in transformers' own checkpoint layout for it."""
-    config = CONFIG_MAPPING[kind](**(_COMMON | FAMILIES[kind] | changed))
+    config = CONFIG_MAPPING[kind](**(_COMMON | FAMILIES.get(kind, {}) | changed))
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder)
     return folder

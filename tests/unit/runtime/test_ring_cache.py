@@ -135,6 +135,7 @@ KINDS: list[tuple[str, dict[str, Any], int, list[bool]]] = [  # prompts have nin
     ("gpt_oss", {"sliding_window": 64}, 4, [True, False, True]),
     ("gpt_oss", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, 2, [False, True, False]),
     ("mixtral", {"sliding_window": 8}, 4, [True] * 3),
+    ("mimo_v2_flash", {"n_routed_experts": 10, "sliding_window": 8}, 4, [False, True, True]),
     ("qwen2_moe", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}, 4, [True, False, False]),
 ]
 
