@@ -1,6 +1,6 @@
 """The engine on a GPU: is it right, and how fast does it decode models of true size under memory caps?
 
-    python benchmarks/gpu_engine.py [--out DIR] [--budget 240] [--parts checks,qwen,oss,big,stock] [--routing DIR]
+    python benchmarks/gpu_engine.py [--out DIR] [--budget 240] [--parts checks,qwen,oss,big,stock,train] [--routing DIR]
 
 The gpt-oss models have sliding windows in every other layer; --full-attention: full attention in all, as the rows of
 2026-11-27-h200 have. Needs torch, triton, transformers and numba. Weights are random at true size. Routing is forced from the
@@ -20,7 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
-PARTS = ("checks", "qwen", "oss", "big", "stock")
+PARTS = ("checks", "qwen", "oss", "big", "stock", "train")
 
 
 def checks(out: Path, end: float) -> bool:
@@ -70,20 +70,22 @@ def speed(which: str, out: Path, end: float, routing: Path | None, full: bool = 
         made = engine_run.make(f"gpt-oss-120b{every}", made_model.gpt_oss(36, 128, full), "mxfp4", Mxfp4(), ids, words)
         caps = (24,)
     print(f"{made.name}: {made.source.nbytes / 1e9:.1f} GB of experts made in {time.time() - began:.1f} s", flush=True)
-    plans: list[tuple[float, Any, str, bool, int]] = [
-        (caps[0], Lru(), "fetch", True, 1),
-        (caps[0], Lru(), "fetch", False, 1),
+    plans: list[tuple[float, Any, str, bool, bool, int]] = [
+        (caps[0], Lru(), "fetch", True, True, 1),
+        (caps[0], Lru(), "fetch", True, False, 1),
+        (caps[0], Lru(), "fetch", False, False, 1),
     ]
     for cap in caps[1:]:
-        plans += [(cap, Lru(), "fetch", True, 1), (cap, Lru(), "zero_copy", True, 1)]
+        plans += [(cap, Lru(), "fetch", True, fused, 1) for fused in (True, False)]
+        plans += [(cap, Lru(), "zero_copy", True, True, 1)]
     plans += [
-        (caps[-1], OnDemand(), "fetch", True, 1),
-        (caps[-1], Lru(), "fetch", False, 1),
-        (caps[-1], Lru(), "fetch", True, 4),
+        (caps[-1], OnDemand(), "fetch", True, True, 1),
+        (caps[-1], Lru(), "fetch", False, False, 1),
+        (caps[-1], Lru(), "fetch", True, True, 4),
     ]
-    first: dict[int, torch.Tensor] = {}
+    first: dict[tuple[int, bool], torch.Tensor] = {}
     held = True
-    for cap, policy, handler, graphs, batch in plans:
+    for cap, policy, handler, graphs, fused, batch in plans:
         if time.time() > end:
             print(f"{made.name}: out of time before cap {cap} {policy.name} {handler}", flush=True)
             break
@@ -94,22 +96,25 @@ def speed(which: str, out: Path, end: float, routing: Path | None, full: bool = 
                 int(cap * GIB),
                 handler,
                 graphs=graphs,
+                fused=fused,
                 batch=batch,
-                wanted=first.get(batch),
+                wanted=first.get((batch, fused)),
                 warm=cap >= 24 and which != "big",
                 tokens=48,
             )
-            first.setdefault(batch, tokens)
+            first.setdefault((batch, fused), tokens)
         except Exception as error:  # one configuration must not hide the others
             traceback.print_exc(limit=-3)
             row = dict.fromkeys(engine_run.COLUMNS, "") | {
-                "model": made.name, "cap_gib": cap, "policy": policy.name, "handler": handler, "graphs": graphs, "batch": batch,
+                "model": made.name, "cap_gib": cap, "policy": policy.name, "handler": handler, "graphs": graphs,
+                "fused": fused, "batch": batch,
                 "error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
             }  # fmt: skip
             held = False
         append_rows(out / "engine.csv", [row], engine_run.COLUMNS)
-        shown = ("cap_gib", "policy", "handler", "graphs", "batch", "slots", "hit_rate", "tpot_ms_p50", "link_ms_per_token",
-                 "stall_ms_per_token", "ttft_ms", "reserved_gib", "used_gib", "same_tokens", "error")  # fmt: skip
+        shown = ("cap_gib", "policy", "handler", "graphs", "fused", "batch", "slots", "hit_rate", "tpot_ms_p50",
+                 "link_ms_per_token", "stall_ms_per_token", "ttft_ms", "reserved_gib", "used_gib", "same_tokens",
+                 "error")  # fmt: skip
         print(made.name, {name: row[name] for name in shown}, flush=True)
         held = held and row["same_tokens"] is not False
     return held
@@ -124,6 +129,20 @@ def stock(out: Path) -> bool:
     for row in rows:
         print(row, flush=True)
     return all(row["same_tokens"] is not False for row in rows)
+
+
+def train(out: Path, end: float) -> bool:
+    from rgpu.experiments.benching.table import append_rows
+    from rgpu.experiments.benching.training import COLUMNS, compare
+
+    held = True
+    for row in compare(ROOT):
+        append_rows(out / "training.csv", [row], COLUMNS)
+        print(row, flush=True)
+        held = held and row["near"]
+        if time.time() > end:
+            break
+    return held
 
 
 def note(out: Path, **facts: Any) -> None:
@@ -158,6 +177,8 @@ def main() -> None:
             end = began + arguments.budget
             if part == "stock":
                 held[part] = stock(out)
+            elif part == "train":
+                held[part] = train(out, end)
             else:
                 held[part] = (
                     checks(out, end)

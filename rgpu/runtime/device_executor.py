@@ -220,9 +220,8 @@ class DeviceExecutor(PoolExecutor):
 
     def _arrived(self, decision: Decision, some: list[tuple[int, int]], wave: "_Wave") -> None:
         """Computes (member, slot) behind their copies."""
-        for _, slot in some:
-            self.transfer.wait(decision.pool, slot)
         if some:
+            self.transfer.wait_for(decision.pool, [slot for _, slot in some])
             with self._pinned(decision, some):
                 wave.compute(self.pools[decision.pool].buffer, [(int(decision.experts[i]), slot) for i, slot in some])
         for i, slot in some:

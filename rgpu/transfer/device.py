@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,17 +115,25 @@ class DeviceTransfer:
 
     def wait(self, pool: int, slot: int) -> None:
         """What is queued for computing from now on finds the slot's last copy complete."""
+        self.wait_for(pool, (slot,))
+
+    def wait_for(self, pool: int, slots: Iterable[int]) -> None:
+        """The same of several slots, their stalls counted as one."""
         self._check()
-        copy = self._last.get((pool, slot))
-        if copy is None:
+        copies = [copy for slot in slots if (copy := self._last.get((pool, slot))) is not None]
+        if not copies:
             return
         before = self._streams.mark(copies=False)
-        if copy.begin is None:
-            self._hurry(copy)
-        self._streams.computing_waits(copy.end)
+        for copy in copies:
+            if copy.begin is None:
+                self._hurry(copy)
+            self._streams.computing_waits(copy.end)
         self._stalls.append((before, self._streams.mark(copies=False)))
-        self._pools[pool].finish(slot, copy.ticket)
-        del self._last[pool, slot]
+        for copy in copies:
+            # hurrying one may have found another complete
+            if self._last.get((pool, copy.slot)) is copy:
+                self._pools[pool].finish(copy.slot, copy.ticket)
+                del self._last[pool, copy.slot]
 
     def pump(self) -> None:
         """Notices copies that are complete, and queues copies ahead on the device while there is room. Never waits."""

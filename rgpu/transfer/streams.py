@@ -59,8 +59,10 @@ class CudaStreams:
     """Copies on a stream of their own; computing is whatever stream is current."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        # with a number, asking for the current stream is several times as fast as with a device
+        self._number = torch.cuda.current_device() if device.index is None else device.index
         self._copying = torch.cuda.Stream(device)
+        self._computed = torch.cuda.Event()
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """See `Streams`. Asynchronous where `source` is page-locked."""
@@ -69,16 +71,21 @@ class CudaStreams:
 
     def copies_wait(self) -> None:
         """See `Streams`."""
-        self._copying.wait_stream(torch.cuda.current_stream(self.device))
+        self._computed.record(self._computing)
+        self._copying.wait_event(self._computed)
 
     def computing_waits(self, mark: _CudaMark) -> None:
         """See `Streams`."""
-        torch.cuda.current_stream(self.device).wait_event(mark.event)
+        self._computing.wait_event(mark.event)
 
     def mark(self, copies: bool = True) -> _CudaMark:
         """See `Streams`."""
-        return _CudaMark(self._copying if copies else torch.cuda.current_stream(self.device))
+        return _CudaMark(self._copying if copies else self._computing)
 
     def finish(self, mark: _CudaMark) -> None:
         """See `Streams`."""
         mark.event.synchronize()
+
+    @property
+    def _computing(self) -> torch.cuda.Stream:
+        return torch.cuda.current_stream(self._number)
