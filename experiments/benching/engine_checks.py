@@ -124,7 +124,8 @@ def _windows(where: Path, stores: Path, slots: int) -> tuple[bool, str]:
         ) as session:  # fmt: skip
             made[graphs] = [generated(session.model, cache_implementation="static") for _ in range(2)]
             if graphs:
-                assert session.graphs is not None and session.graphs.failed is None, session.graphs.failed
+                assert session.graphs is not None
+                assert session.graphs.failed is None, session.graphs.failed
                 replayed, rings = session.graphs.replayed, len(ring_layers(session.graphs._cache[0]))
             else:
                 growing = generated(session.model)
