@@ -1,5 +1,6 @@
 """Replay a trace through one policy and count hits, loads and bytes."""
 
+import sys
 from typing import Any
 
 from omegaconf import DictConfig
@@ -18,6 +19,7 @@ from rgpu.replay.compile_hooks import check_decisions, written_by_user
 from rgpu.replay.engine import ReplayResult, replay
 from rgpu.replay.log_file import LogFile, save_log
 from rgpu.replay.pool import PoolConfig
+from rgpu.replay.resizing import Resizes
 from rgpu.traces.trace import Trace
 
 
@@ -27,6 +29,11 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     predictor = predictor_of(cfg)
     needs = tuple(getattr(predictor, "needs", ()))
     trace = open_trace(cfg.trace, "hidden" in (policy.traits.feature, *needs), "pre_attention" in needs)
+    if changes := Resizes.of(trace).left:
+        sys.stderr.write(
+            f"rgpu replay: the run that recorded this trace changed the size of its pools {len(changes)} times; here they "
+            "keep theirs\n"
+        )
     allocator = built(cfg.allocator, "allocator")
     needed = policy.traits.calibration or not isinstance(allocator, Uniform) or must_fit(predictor)
     calibration, scored, digest = scored_parts(trace, cfg.calibration.share, needed)

@@ -51,10 +51,10 @@ def moves_of(before: np.ndarray, after: np.ndarray) -> list[tuple[int, int]]:
 
 
 class Resizes:
-    """The recorded changes of a run, to be made again by the controller that replays its trace."""
+    """The recorded changes of a run, to be made again by the controller that replays its trace. `left`: not made yet."""
 
     def __init__(self, recorded: Iterable[Sequence[int]] = ()) -> None:
-        self._left = [(int(number), int(pool), int(slots)) for number, pool, slots in recorded]
+        self.left = [(int(number), int(pool), int(slots)) for number, pool, slots in recorded]
 
     @classmethod
     def of(cls, trace: Any) -> "Resizes":
@@ -65,10 +65,10 @@ class Resizes:
         return cls(found)
 
     def __bool__(self) -> bool:
-        return bool(self._left)
+        return bool(self.left)
 
     def make(self, controller: Any, number: int | None = None) -> None:
         """Those due before pass `number` (None: all that are left)."""
-        while self._left and (number is None or self._left[0][0] <= number):
-            at, pool, slots = self._left.pop(0)
+        while self.left and (number is None or self.left[0][0] <= number):
+            at, pool, slots = self.left.pop(0)
             controller.resize(pool, slots, at)

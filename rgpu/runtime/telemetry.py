@@ -19,7 +19,8 @@ DEVICE, LINK = "device", "link"  # tracks, as in the simulator's timelines
 @dataclass(frozen=True, slots=True)
 class PassRow:
     """One forward pass: `rows` evaluated, when it began and ended in seconds, what the decision loop counted in it (see
-    `rgpu.policies.loop`), seconds spent waiting for copies, copies queued at its end, and what a lossy mode did in it."""
+    `rgpu.policies.loop`), seconds spent waiting for copies, copies queued at its end, what a lossy mode did in it, and the
+    slots of all pools, staging included."""
 
     rows: int
     begin_s: float
@@ -28,6 +29,7 @@ class PassRow:
     stall_s: float
     queued: int
     lossy: dict[str, int] = field(default_factory=dict)
+    slots: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,8 @@ class Telemetry:
             self.rows.append(
                 PassRow(_rows(args, kwargs), self._begin_s, end_s, controller.counts - state["counts"],
                         done.stall_s - state["stall_s"], done.queued,
-                        {name: count - state["lossy"][name] for name, count in lossy.items()})
+                        {name: count - state["lossy"][name] for name, count in lossy.items()},
+                        sum(controller.slots) + controller.pools * controller.staging)
             )  # fmt: skip
 
         stack.callback(model.register_forward_pre_hook(begin).remove)
@@ -134,7 +137,7 @@ class Telemetry:
                 {"rows": row.rows, "seconds": round(row.end_s - row.begin_s, 6), "stall_s": round(row.stall_s, 6),
                  "hits": int(row.counts[HITS]), "prefetch_hits": int(row.counts[PREFETCH_HITS]),
                  "misses": int(row.counts[DEMAND_LOADS]), "loads_ahead": int(row.counts[PROACTIVE_LOADS]),
-                 "bytes_loaded": int(row.counts[LOADED_BYTES]), "queued": row.queued, **row.lossy}
+                 "bytes_loaded": int(row.counts[LOADED_BYTES]), "queued": row.queued, "slots": row.slots, **row.lossy}
                 for row in self.rows
             ],
         }  # fmt: skip

@@ -1,5 +1,6 @@
 """`rgpu generate` whose slots change as it goes on: with the context, and with caps that come later."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import pytest
 from rgpu.errors import InputError
 from rgpu.experiments.live_room import caps_of
 from rgpu.planning.memory_plan import PROCESS_BYTES, SlotRoom, plan_memory, slots_at
+from rgpu.replay.resizing import Resizes
 from rgpu.runtime.model_bytes import read_facts
+from rgpu.traces.storage import load_trace
 from tests.live_models import LAYERS, build
 from tests.unit.runtime.generating import generate, with_tokenizer
 
@@ -50,8 +53,9 @@ def test_slots_are_given_back_as_the_context_grows(long: Path, scope: str) -> No
     assert grown["memory"]["pool_bytes"] == SLOT * later["slots_at_end"]
 
 
-def test_caps_that_come_later(long: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    overrides = (f"max_new_tokens={NEW}", "verify=true")
+def test_caps_that_come_later(long: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, own = tmp_path / "passes.json", tmp_path / "own.safetensors"
+    overrides = (f"max_new_tokens={NEW}", "verify=true", f"telemetry_out={rows}", f"trace_out={own}")
     least = cap_of(long, *overrides)
     caps = f"[[5,{least}],[9,{least - 1}],[20,{least + 100 * SLOT}]]"
     made = generate(long, *overrides, f"memory.ram={least + 9 * SLOT}", f"memory.then={caps}")
@@ -61,6 +65,9 @@ def test_caps_that_come_later(long: Path, capsys: pytest.CaptureFixture[str]) ->
     assert later["refused"] == [{"tokens": 9, "cap_bytes": least - 1, "smallest_bytes": least}]
     assert f"got {least - 1} bytes from 9 tokens on; expected at least {least}" in capsys.readouterr().err
     assert later["cap_bytes_at_end"] == least + 100 * SLOT and made["slots"] == 10
+    slots = [row["slots"] for row in json.loads(rows.read_text())]
+    assert slots == [15] * 5 + [6] * 15 + [30] * 20
+    assert Resizes.of(load_trace(own)).left == [(5, p, 2) for p in range(3)] + [(20, p, 10) for p in range(3)]
     both = generate(
         long, *overrides, f"memory.ram={least + 9 * SLOT}", f"memory.then=[[5,{least}]]", "memory.grow=true"
     )

@@ -32,7 +32,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 def attached(telemetry: Telemetry) -> tuple[Any, Any, Any, ExitStack]:
     """A model that does nothing, a controller and a transfer engine whose counts a test sets."""
     model, stack = torch.nn.Identity(), ExitStack()
-    controller = SimpleNamespace(counts=np.zeros(COUNTS, np.int64))
+    controller = SimpleNamespace(counts=np.zeros(COUNTS, np.int64), slots=[3, 4], pools=2, staging=1)
     done = TransferCounts()
     telemetry.attach(model, controller, SimpleNamespace(counts=lambda: done), stack)
     return model, controller, done, stack
