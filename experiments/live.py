@@ -12,7 +12,7 @@ from rgpu.experiments.built import built
 from rgpu.experiments.injected import placed
 from rgpu.experiments.inputs import make_policy
 from rgpu.policies.policy import Policy
-from rgpu.predictors.base import load_predictor
+from rgpu.predictors.base import BasePredictor, load_predictor
 from rgpu.replay.controller import Controller
 from rgpu.replay.features import available
 from rgpu.replay.hot_start import load_profile
@@ -27,7 +27,7 @@ from rgpu.types import MoEShape
 @dataclass(frozen=True, slots=True)
 class Setup:
     """What decides: `controller(shape, pool)` builds a new one each time; `hidden`: it reads the router's input. `logs`: it
-    keeps every decision."""
+    keeps every decision. `predictor_bytes`: what the fitted predictor holds."""
 
     policy: Policy
     predictor: str | None
@@ -35,6 +35,7 @@ class Setup:
     hidden: bool
     logs: bool
     controller: Callable[[MoEShape, PoolConfig], Controller]
+    predictor_bytes: int = 0
 
     @property
     def calibration_bytes(self) -> int:
@@ -96,7 +97,8 @@ def set_up(cfg: DictConfig) -> Setup:
         )  # fmt: skip
 
     name = None if fitted is None else str(fitted.name)
-    return Setup(policy, name, calibration, hidden, logs, controller)
+    held = fitted.held_bytes() if isinstance(fitted, BasePredictor) else 0
+    return Setup(policy, name, calibration, hidden, logs, controller, held)
 
 
 def _calibration(cfg: DictConfig) -> Trace:

@@ -99,6 +99,10 @@ def held(cfg: DictConfig, facts: ModelFacts, made: Stored, setup: Setup, sizes: 
         rows.append(MemoryRow("kernel", tokens * each, where, f"float32 of {tokens} tokens in {facts.top_k} experts"))
     if setup.predictor is not None and setup.policy.traits.feature:
         rows.append(MemoryRow("compilation", _COMPILED, "ram", f"of {setup.policy.name} and {setup.predictor}, once"))
+    if setup.predictor_bytes:
+        rows.append(
+            MemoryRow("predictor", setup.predictor_bytes, "ram", f"what {setup.predictor} was fitted to, and its maps")
+        )
     if setup.calibration_bytes:
         rows.append(MemoryRow("calibration", setup.calibration_bytes, "ram", "the trace in calibration.trace"))
     if setup.logs:

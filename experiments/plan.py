@@ -11,12 +11,15 @@ from rgpu.errors import InputError
 from rgpu.experiments.command import command
 from rgpu.experiments.inputs import make_policy, open_trace, parse_bytes, scored_parts
 from rgpu.experiments.study.expectation import expect, machine_of, time_of
+from rgpu.experiments.study.predicted_replay import predictor_of
 from rgpu.experiments.study.timing import plain, profile_named
 from rgpu.hardware import HardwareProfile, profile_of
-from rgpu.planning.memory_plan import MemoryPlan, plan_memory, readable, slots_at
+from rgpu.planning.memory_plan import MemoryPlan, MemoryRow, plan_memory, readable, slots_at
 from rgpu.planning.model_facts import ModelFacts
+from rgpu.predictors.base import BasePredictor
 from rgpu.replay.timing.bound import HANDLERS
 from rgpu.runtime.model_bytes import read_facts
+from rgpu.types import MoEShape
 
 DEFAULT_CONTEXT = 4096
 
@@ -36,7 +39,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     context = min(facts.max_context or DEFAULT_CONTEXT, DEFAULT_CONTEXT) if cfg.context is None else cfg.context
     settings: dict[str, Any] = {
         "vram": vram, "ram": ram, "batch": cfg.batch, "scope": cfg.pool.scope, "staging": cfg.pool.staging,
-        "prefill_rows": cfg.prefill_rows,
+        "prefill_rows": cfg.prefill_rows, "more": predictor_rows(cfg, facts),
     }  # fmt: skip
     plan = plan_memory(facts, context=context, **settings)
     if profile is not None:
@@ -62,6 +65,33 @@ def caps(memory: DictConfig, profile: HardwareProfile | None) -> tuple[int | Non
         machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         ram = machine if profile is None else int(1e9 * profile.ram_gb)
     return None if vram is None else parse_bytes(vram, "memory.vram"), parse_bytes(ram, "memory.ram")
+
+
+def predictor_rows(cfg: DictConfig, facts: ModelFacts) -> list[MemoryRow]:
+    """What the predictor of `cfg` would hold, a saved one or one to be fitted; nothing without one."""
+    predictor = predictor_of(cfg)
+    if predictor is None:
+        return []
+    if not isinstance(predictor, BasePredictor) or predictor.clairvoyant:
+        raise InputError(
+            f"predictor: got {cfg.predictor['_target_'] if cfg.get('predictor') else cfg.calibration.predictor}; expected one "
+            "that can run live and says its bytes (BasePredictor), such as linear; leave predictor out"
+        )
+    shape = MoEShape(facts.layers, facts.experts, facts.top_k, facts.hidden)
+    size: int | None
+    if cfg.calibration.predictor is not None:
+        size, how = predictor.check(shape).held_bytes(), f"{predictor.name}, as it was saved"
+    else:
+        size, how = (
+            predictor.expected_bytes(shape),
+            f"{predictor.name} with horizon {predictor.horizon}, once it is fitted",
+        )
+    if size is None:
+        raise InputError(
+            f"predictor: got {predictor.name}, whose size depends on the text that it is fitted on; expected a fitted one; "
+            f"run rgpu train predictor={predictor.name} and set calibration.predictor=outputs/predictors/{predictor.name}"
+        )
+    return [MemoryRow("predictor", size, "ram", how)] if size else []
 
 
 def document(plan: MemoryPlan, facts: ModelFacts, growth: list[dict[str, int]]) -> dict[str, Any]:

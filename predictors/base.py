@@ -124,6 +124,19 @@ class BasePredictor:
         """Bytes of state read and floating-point operations of one forecast at `layer` from one row; None: not counted."""
         return None
 
+    def held_bytes(self) -> int:
+        """Bytes that a fitted one holds while it runs: what was fitted, and what is derived from that and kept."""
+        self._fitted()
+        return sum(tensor.nbytes for tensor in self.tensors_.values()) + self._derived_bytes()
+
+    def _derived_bytes(self) -> int:
+        return 0
+
+    def expected_bytes(self, shape: MoEShape) -> int | None:
+        """`held_bytes` of one fitted on a model of that shape, before it is; None where text decides (tables of tokens,
+        domains or sequences)."""
+        return None
+
     def _score(self, layer: int) -> np.ndarray:
         """float32 [N, H, E] for the speaking rows of the last event."""
         raise NotImplementedError

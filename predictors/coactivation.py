@@ -24,6 +24,7 @@ from rgpu.predictors.stacking import (
     targets_of,
 )
 from rgpu.traces.trace import Trace
+from rgpu.types import MoEShape
 
 
 class Coactivation(RoutedPredictor):
@@ -123,6 +124,10 @@ class Coactivation(RoutedPredictor):
             for weight, said_NE in zip(self.tensors_["weight_LHF"][layer, h], self._said(layer, h, ids), strict=True):
                 z_NHE[:, h] += weight * said_NE
         return shared_out(logistic(z_NHE), self.schema_.top_k)
+
+    def expected_bytes(self, shape: MoEShape) -> int | None:
+        tables = shape.layers * (self.horizon + 4) * (shape.experts + 1) * shape.experts
+        return 4 * (tables + shape.layers * (shape.experts + 5 * (self.horizon + 1)))
 
     def work(self, layer: int) -> tuple[int, int] | None:
         """K rows of three tables, and popularity, for each row of the forecast; a sum for each, then a product and a sum."""

@@ -17,7 +17,7 @@ from rgpu.errors import InputError
 from rgpu.predictors.base import STATES, BasePredictor, speaking_rows
 from rgpu.predictors.stacking import fit_logistic, held_out, log_odds, logistic, speaking_rows_of, targets_of
 from rgpu.traces.trace import Trace
-from rgpu.types import RoutingEvent
+from rgpu.types import MoEShape, RoutingEvent
 
 
 class Ensemble(BasePredictor):
@@ -144,6 +144,15 @@ class Ensemble(BasePredictor):
         for m, probs_HE in enumerate(probs):
             z_HE = z_HE + weight_HM[:, m, None] * log_odds(probs_HE)
         return logistic(z_HE)
+
+    def _derived_bytes(self) -> int:
+        return sum(member._derived_bytes() for member in self.members)
+
+    def expected_bytes(self, shape: MoEShape) -> int | None:
+        found = [member.expected_bytes(shape) for member in self.members]
+        known = [size for size in found if size is not None]
+        weights = 4 * shape.layers * (self.horizon + 1) * (len(found) + 1)
+        return weights + sum(known) if len(known) == len(found) else None
 
     def work(self, layer: int) -> tuple[int, int] | None:
         """The members' together, and a product and a sum a member."""

@@ -17,10 +17,11 @@ from rgpu.predictors.base import speaking_rows
 from rgpu.predictors.checkpoint_parts import config_of, read_routers, routers_of
 from rgpu.predictors.hidden import HiddenPredictor, top_k_share
 from rgpu.predictors.lookahead_forms import FORMS, FROM_TRACE, SHARED_PARTS, form_tensors, routed_mean, shared_output
+from rgpu.predictors.room import map_bytes
 from rgpu.predictors.schema import Schema
 from rgpu.traces.split import Split
 from rgpu.traces.trace import Trace
-from rgpu.types import RoutingEvent
+from rgpu.types import MoEShape, RoutingEvent
 
 __all__ = ["GateLookahead", "read_routers", "routers_of"]
 
@@ -67,6 +68,12 @@ class GateLookahead(HiddenPredictor):
     def _fit(self, part: Trace, checkpoint: Path | None) -> dict[str, np.ndarray]:
         weight_LED, bias_LE = routers_of(self.model, self.schema_)
         return {"router_LED": weight_LED, "bias_LE": bias_LE, **form_tensors(self.form, self.model, part)}
+
+    def expected_bytes(self, shape: MoEShape) -> int | None:
+        if self.form != "raw":
+            return None  # norms, and what it takes from a trace
+        routers = 4 * shape.layers * shape.experts * (shape.hidden + 1)
+        return routers + map_bytes(shape.layers, shape.experts, self.horizon, shape.hidden)
 
     def _map(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         layers, _ = self.targets(layer)

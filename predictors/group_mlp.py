@@ -14,6 +14,7 @@ import torch
 
 from rgpu.predictors.descent import Parameters, Schedule
 from rgpu.predictors.probe import Probe
+from rgpu.types import MoEShape
 
 
 class GroupMlp(Probe):
@@ -39,6 +40,11 @@ class GroupMlp(Probe):
 
     def _group(self, layer: int) -> int:
         return layer * min(self.groups, self.schema_.layers) // self.schema_.layers
+
+    def _parameters(self, shape: MoEShape) -> tuple[int, int]:
+        outputs = (self.horizon + 1) * shape.experts
+        first = (min(self.groups, shape.layers) * shape.hidden + shape.layers) * self.width
+        return first + shape.layers * (self.width + 1) * outputs, self.width
 
     def _start(self, generator: torch.Generator) -> Parameters:
         layers, size = self.schema_.layers, self.schema_.hidden

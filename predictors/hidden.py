@@ -10,6 +10,7 @@ import numpy as np
 from rgpu.contracts import LinearForecast
 from rgpu.errors import InputError
 from rgpu.predictors.base import BasePredictor, speaking_rows
+from rgpu.predictors.room import map_bytes
 from rgpu.traces.trace import Trace
 from rgpu.types import RoutingEvent
 
@@ -148,6 +149,11 @@ class HiddenPredictor(BasePredictor):
         """The map is read once and every weight is multiplied and added once."""
         weight_DM, bias_M = self._cached_map(layer)
         return weight_DM.nbytes + bias_M.nbytes, 2 * weight_DM.size
+
+    def _derived_bytes(self) -> int:
+        """The maps as they are applied."""
+        own = self.schema_
+        return map_bytes(own.layers, own.experts, self.horizon, own.hidden)
 
     def _cached_map(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         found = self._maps.get(layer)

@@ -9,15 +9,15 @@ import torch
 from rgpu.predictors.training_rows import HiddenRows
 
 FLOOR = 1e-4  # of the mean variance: keeps whitening finite along directions without variance
-KEPT_BYTES = 2 << 30  # whitened inputs up to this size stay in memory
 
 
 class Whitening:
     """Inputs of each layer, centred and scaled to unit variance in every direction of the `fit` rows.
 
-    `rows`: every row that will be asked for."""
+    `rows`: every row that will be asked for. Where they take `kept_bytes` or less they stay in memory, else they are read and
+    whitened again each time."""
 
-    def __init__(self, hidden: HiddenRows, fit: torch.Tensor, rows: torch.Tensor) -> None:
+    def __init__(self, hidden: HiddenRows, fit: torch.Tensor, rows: torch.Tensor, kept_bytes: int) -> None:
         self._hidden = hidden
         layers, size = hidden.layers, hidden.size
         total_LD = torch.zeros(layers, size, dtype=torch.float64)
@@ -39,7 +39,7 @@ class Whitening:
         self._scale_LD = torch.sqrt(self._variance_LD + FLOOR * self._mean_L1)
         self.matrix_LDD /= self._scale_LD[:, None]
         self._kept_LND: torch.Tensor | None = None
-        if len(rows) and 4 * layers * (int(rows.max()) + 1) * size <= KEPT_BYTES:
+        if len(rows) and 4 * layers * (int(rows.max()) + 1) * size <= kept_bytes:
             kept_LND = torch.zeros(layers, int(rows.max()) + 1, size)
             for rows_B, x_LBD in hidden.chunks(rows):
                 kept_LND[:, rows_B] = self._whiten(x_LBD)

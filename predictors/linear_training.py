@@ -27,8 +27,8 @@ Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # as 
 
 def train(
     trace: Trace, horizon: int, validation: float, schedule: Schedule, checkpoint: Path | None,
-    router_LED: np.ndarray | None, parameters: dict[str, Any], who: str = "linear", inputs: HiddenRows | None = None,
-    loss: Loss = plackett_luce,
+    router_LED: np.ndarray | None, kept_bytes: int, parameters: dict[str, Any], who: str = "linear",
+    inputs: HiddenRows | None = None, loss: Loss = plackett_luce,
 ) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:  # fmt: skip
     """Maps `weight_LHDE` and `bias_LHE` (float32) whose logits less the token's threshold are log-odds of being routed,
     and the learning curve.
@@ -48,7 +48,7 @@ def train(
     rows = Rows(trace, horizon)
     fit, held = rows.parts(trace, validation, schedule.seed)
     hidden = HiddenRows(trace.require("hidden", "predictor linear")) if inputs is None else inputs
-    white = Whitening(hidden, fit, torch.from_numpy(rows.real))
+    white = Whitening(hidden, fit, torch.from_numpy(rows.real), kept_bytes)
     if inputs is None:
         teacher, router_LDE = _teacher(trace, rows, hidden, white, fit, router_LED)
     else:

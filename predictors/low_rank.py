@@ -15,6 +15,7 @@ import torch
 from rgpu.predictors.descent import Parameters, Schedule
 from rgpu.predictors.hidden import HiddenPredictor, fixed_matmul, threshold_chances
 from rgpu.predictors.probe import Probe
+from rgpu.types import MoEShape
 
 
 class LowRank(Probe):
@@ -38,6 +39,11 @@ class LowRank(Probe):
     def _check_parameters(self) -> None:
         super()._check_parameters()
         self._at_least_one("rank")
+
+    def _parameters(self, shape: MoEShape) -> tuple[int, int]:
+        outputs = (self.horizon + 1) * shape.experts
+        first = shape.hidden * self.rank
+        return first + shape.layers * (self.rank + 1) * outputs, self.rank
 
     def _start(self, generator: torch.Generator) -> Parameters:
         size = self.schema_.hidden

@@ -13,6 +13,7 @@ from rgpu.predictors.popularity import popularity
 from rgpu.predictors.ranges import check_number
 from rgpu.predictors.routed import Parent, RoutedPredictor, conditional, real_rows, successors, summed
 from rgpu.traces.trace import Trace
+from rgpu.types import MoEShape
 
 
 class Markov(RoutedPredictor):
@@ -48,6 +49,9 @@ class Markov(RoutedPredictor):
 
     def _parents(self, layer: int) -> list[Parent]:
         return [(layer, 0)]
+
+    def expected_bytes(self, shape: MoEShape) -> int | None:
+        return 4 * shape.layers * (self.horizon + 1) * (shape.experts + 1) * shape.experts
 
     def work(self, layer: int) -> tuple[int, int] | None:
         """K rows of a table for each row of the forecast, added up and divided."""

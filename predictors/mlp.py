@@ -14,6 +14,7 @@ import torch
 
 from rgpu.predictors.descent import Parameters, Schedule
 from rgpu.predictors.probe import Probe
+from rgpu.types import MoEShape
 
 
 class Mlp(Probe):
@@ -36,6 +37,11 @@ class Mlp(Probe):
     def _check_parameters(self) -> None:
         super()._check_parameters()
         self._at_least_one("width")
+
+    def _parameters(self, shape: MoEShape) -> tuple[int, int]:
+        outputs = (self.horizon + 1) * shape.experts
+        first = shape.layers * self.width * (shape.hidden + 1)
+        return first + shape.layers * (self.width + 1) * outputs, self.width
 
     def _start(self, generator: torch.Generator) -> Parameters:
         layers, size = self.schema_.layers, self.schema_.hidden

@@ -14,7 +14,7 @@ from rgpu.predictors.ranges import check_number
 from rgpu.predictors.routed import known_or_last
 from rgpu.predictors.stacking import logistic, shared_out
 from rgpu.traces.trace import Trace
-from rgpu.types import RoutingEvent
+from rgpu.types import MoEShape, RoutingEvent
 
 
 class OnlineHead(Coactivation):
@@ -120,6 +120,14 @@ class OnlineHead(Coactivation):
     def _head(self, layer: int) -> "_Head":
         rows = len(self.targets(layer)[0])
         return _Head(self.tensors_["map_LHXE"][layer, :rows], self.tensors_["bias_LHE"][layer, :rows], self.lr)
+
+    def expected_bytes(self, shape: MoEShape) -> int | None:
+        rows = shape.layers * (self.horizon + 1) * (2 * (shape.experts + 2) + 1)
+        return 2 * 4 * rows * shape.experts
+
+    def _derived_bytes(self) -> int:
+        """What is learnt in a sequence lies beside what was fitted."""
+        return sum(tensor.nbytes for tensor in self.tensors_.values())
 
     def work(self, layer: int) -> tuple[int, int] | None:
         """K rows of two maps for each row of the forecast, read to forecast and again to learn."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from rgpu.predictors.base import BasePredictor, speaking_rows
 from rgpu.traces.trace import PADDING, Trace
-from rgpu.types import RoutingEvent
+from rgpu.types import MoEShape, RoutingEvent
 
 
 def popularity(trace: Trace) -> np.ndarray:
@@ -40,6 +40,9 @@ class Popularity(BasePredictor):
     def work(self, layer: int) -> tuple[int, int] | None:
         """One row of a table for each row of the forecast."""
         return 4 * len(self.targets(layer)[0]) * self.schema_.experts, 0
+
+    def expected_bytes(self, shape: MoEShape) -> int | None:
+        return 4 * shape.layers * shape.experts
 
     def _score(self, layer: int) -> np.ndarray:
         layers, _ = self.targets(layer)

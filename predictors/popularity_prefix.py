@@ -14,6 +14,7 @@ from rgpu.predictors.routed import known_or_last, member_chunks, pass_of, real_r
 from rgpu.predictors.running import RunningPredictor, before_pass
 from rgpu.predictors.stacking import EDGE
 from rgpu.traces.trace import Trace
+from rgpu.types import MoEShape
 
 STRENGTHS = (4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 ROWS = 4096  # calibration tokens that choose among them
@@ -51,6 +52,9 @@ class PopularityPrefix(RunningPredictor):
     def _add(self, layer: int, ids_TK: np.ndarray) -> None:
         self._uses_LE[layer] += np.bincount(ids_TK.ravel(), minlength=self.schema_.experts + 1)
         self._tokens_L[layer] += len(ids_TK)
+
+    def expected_bytes(self, shape: MoEShape) -> int | None:
+        return 4 * (shape.layers * shape.experts + 1)
 
     def _score(self, layer: int) -> np.ndarray:
         layers, _ = self.targets(layer)

@@ -63,11 +63,12 @@ class PreAttention(Linear):
             )
 
     def _fit(self, part: Trace, checkpoint: Path | None) -> dict[str, np.ndarray]:
+        self._check_room(part)
         inputs = EnteringRows(part.require("pre_attention", f"predictor {self.name}"))
         loss = plackett_luce if self.loss == "listwise" else partial(pairwise_margin, margin=self.margin)
         tensors, self.curve_ = train(
-            part, self.horizon, self.validation, self.schedule, checkpoint, self._routers(), self.params(), self.name,
-            inputs, loss,
+            part, self.horizon, self.validation, self.schedule, checkpoint, self._routers(), self._kept_bytes(),
+            self.params(), self.name, inputs, loss,
         )  # fmt: skip
         return tensors
 

@@ -11,7 +11,7 @@ import numpy as np
 from rgpu.predictors.base import BasePredictor, speaking_rows
 from rgpu.predictors.popularity import popularity
 from rgpu.traces.trace import PADDING, Trace
-from rgpu.types import RoutingEvent
+from rgpu.types import MoEShape, RoutingEvent
 
 
 class PreviousToken(BasePredictor):
@@ -40,6 +40,9 @@ class PreviousToken(BasePredictor):
     def work(self, layer: int) -> tuple[int, int] | None:
         """A popularity and a remembered row for each row of the forecast; one row is made: a sum and a product an expert."""
         return 8 * len(self.targets(layer)[0]) * self.schema_.experts, 2 * self.schema_.experts
+
+    def expected_bytes(self, shape: MoEShape) -> int | None:
+        return 4 * (shape.layers * (shape.experts + 1))
 
     def _score(self, layer: int) -> np.ndarray:
         layers, _ = self.targets(layer)

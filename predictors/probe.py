@@ -15,10 +15,12 @@ import torch
 from rgpu.predictors.checkpoint_parts import routers_of
 from rgpu.predictors.descent import Parameters, descend, whole
 from rgpu.predictors.hidden import HiddenPredictor, threshold_chances
+from rgpu.predictors.room import check_room, map_bytes
 from rgpu.predictors.trained import Trained
 from rgpu.predictors.training_rows import HiddenRows, Rows
 from rgpu.predictors.training_scores import batches, mean_recall, plackett_luce, temperature
 from rgpu.traces.trace import Trace
+from rgpu.types import MoEShape
 
 
 class Probe(Trained, HiddenPredictor):
@@ -76,7 +78,39 @@ class Probe(Trained, HiddenPredictor):
         layers, outputs = self.schema_.layers, (self.horizon + 1) * self.schema_.experts
         return {"out_LFM": torch.zeros(layers, width, outputs), "out_bias_L1M": torch.zeros(layers, 1, outputs)}
 
+    def _parameters(self, shape: MoEShape) -> tuple[int, int]:
+        """How many numbers `_start` learns, and the width of the last map."""
+        raise NotImplementedError
+
+    def expected_bytes(self, shape: MoEShape) -> int | None:
+        learnt, width = self._parameters(shape)
+        fixed = shape.layers * (2 * shape.hidden + self.horizon + 1)  # scaling of inputs and of logits
+        if self.model is not None:
+            fixed += shape.layers * (shape.experts * (shape.hidden + 1) + self.horizon + 1)
+        return 4 * (learnt + fixed) + self._kept_maps(shape.layers, shape.experts, shape.hidden, width)
+
+    def _derived_bytes(self) -> int:
+        own = self.schema_
+        return self._kept_maps(own.layers, own.experts, own.hidden, self.tensors_["out_LFM"].shape[1])
+
+    def _kept_maps(self, layers: int, experts: int, hidden: int, width: int) -> int:
+        """The last maps as they are applied, and those of the routers."""
+        lookahead = 0 if self.model is None else map_bytes(layers, experts, self.horizon, hidden)
+        return lookahead + map_bytes(layers, experts, self.horizon, width)
+
+    def training_bytes(self, shape: MoEShape) -> int:
+        """Private memory that training takes at its peak, batches aside: ten copies of what is learnt (gradient, moments, best
+        and tried ones), the routers, and their map for every row of a forecast."""
+        routers = 0 if self.model is None else shape.layers * shape.experts * shape.hidden
+        return 4 * (10 * self._parameters(shape)[0] + routers * (1 + 2 * (self.horizon + 1)))
+
     def _fit(self, part: Trace, checkpoint: Path | None) -> dict[str, np.ndarray]:
+        shape = part.shape
+        check_room(
+            self.name, self.training_bytes(shape),
+            f"{shape.layers} layers of {shape.experts} experts, hidden size {shape.hidden} and horizon {self.horizon}",
+            "set a smaller predictor.horizon, predictor.width or predictor.rank, or predictor=history_gru, which reads none",
+        )  # fmt: skip
         rows = Rows(part, self.horizon)
         fit, held = rows.parts(part, self.validation, self.schedule.seed)
         hidden = HiddenRows(part.require("hidden", f"predictor {self.name}"))

@@ -149,11 +149,12 @@ def plan_memory(
 def slots_at(
     facts: ModelFacts, context: int, *, vram: int | None, ram: int, batch: int = 1, scope: str = "layer", staging: int = 1,
     prefill_rows: int | None = None, process_bytes: int = PROCESS_BYTES, cuda_bytes: int = CUDA_BYTES,
+    more: Sequence[MemoryRow] = (),
 ) -> int:  # fmt: skip
     """Slots of each pool that remain once contexts have grown to `context`: the KV cache and the experts share one budget.
     Never more at a longer context; 0: nothing fits any more."""
     budget = _budget(
-        facts, vram is not None, context, batch, scope, staging, prefill_rows, process_bytes, "", cuda_bytes
+        facts, vram is not None, context, batch, scope, staging, prefill_rows, process_bytes, "", cuda_bytes, more
     )
     return budget.slots(ram if vram is None else vram)
 

@@ -10,6 +10,7 @@ from transformers import Qwen3MoeConfig
 
 from rgpu.experiments.plan import run as plan_command
 from rgpu.experiments.replay import run as replay_command
+from rgpu.predictors.markov import Markov
 from rgpu.traces.storage import load_trace, save_trace
 from tests.support import routed_trace
 
@@ -132,6 +133,26 @@ def test_another_shape_takes_the_same_share_and_says_so(trace: Path, tmp_path: P
     assert made["time"]["scaled_by_layers"] == 3 and "another shape" in err
 
 
+def test_a_predictor_has_its_row(trace: Path, tmp_path: Path, call: Any) -> None:
+    header = load_trace(trace).header
+    folder = config(tmp_path / "model", 2, header.num_experts, header.top_k)
+    words = (f"model={folder}", "trace.path=null", "memory.vram=null", "memory.ram=1GiB")
+
+    def row(*more: str) -> tuple[int, list[int]]:
+        code, made, err = call(plan_command, *words, *more)
+        assert code == 0, err
+        assert ("predictor" in err) == bool(more)
+        return made["slots"], [r["bytes"] for r in made["rows"] if r["name"] == "predictor" and r["where"] == "ram"]
+
+    assert row()[1] == []
+    maps = 4 * header.num_experts * 33  # from hidden size 32, with a bias; saved for every row, applied where it exists
+    assert row("predictor=linear")[1] == [(2 * 5 + 3) * maps]
+    saved = Markov().fit(load_trace(trace)).save(tmp_path / "markov")
+    assert row(f"calibration.predictor={saved}")[1] == row("predictor=markov")[1]
+    needed = [least(call, *words, "memory.ram=1", *more)["ram"] for more in ((), ("predictor=markov",))]
+    assert needed[1] - needed[0] == row("predictor=markov")[1][0]
+
+
 def test_without_trace_or_hardware(model: Path, trace: Path, call: Any) -> None:
     code, made, err = call(plan_command, f"model={model}", "trace.path=null", "hardware=rtx4090")
     assert code == 0 and made["expected"] is None and made["time"] is None and "unknown without a trace" in err
@@ -167,7 +188,9 @@ def test_smaller_formats_leave_more_slots(model: Path, fmt: str, tmp_path: Path,
         (["hardware=rtx9999"], "hardware"), (["policy=lruu"], "lru"), (["group=8"], "expected none"),
         (["hardware=rtx4090", "memory.vram=10MiB"], "memory.vram="),
         (["hardware=laptop_nvme", "miss=cpu"], "miss"), (["hardware=rtx4090", "overlap=none"], "overlap"),
-        (["miss=teleport"], "miss"),
+        (["miss=teleport"], "miss"), (["predictor=oracle"], "can run live"),
+        (["predictor=ngram"], "rgpu train predictor=ngram"),
+        (["predictor=linear", "calibration.predictor=p"], "one of them"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(words: list[str], needle: str, model: Path, trace: Path, call: Any) -> None:

@@ -64,7 +64,7 @@ def test_a_short_trace_falls_back_on_gate_lookahead(tmp_path: Path) -> None:
 def test_whitening_is_undone_by_its_inverse() -> None:
     hidden_NLD = np.random.default_rng(0).normal(size=(50, 2, 6)).astype(np.float32) * 3 + 1
     hidden, fit, rows = torch.from_numpy(hidden_NLD).transpose(0, 1), torch.arange(40), torch.arange(50)
-    white = Whitening(HiddenRows(hidden_NLD), fit, rows)
+    white = Whitening(HiddenRows(hidden_NLD), fit, rows, 1 << 20)
     inside = white.inputs(fit)
     assert torch.allclose(inside.transpose(1, 2) @ inside / 40, torch.eye(6).expand(2, 6, 6), atol=1e-2)
     weight_DE = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
@@ -76,7 +76,7 @@ def test_ridge_is_that_of_scikit_learn() -> None:
     rng = np.random.default_rng(3)
     x_ND = (rng.normal(size=(40, 6)) * np.array([3, 2, 1, 1, 0.5, 0.1])).astype(np.float32)
     y_NE = (x_ND @ rng.normal(size=(6, 2)) + rng.normal(size=(40, 2))).astype(np.float32)
-    white = Whitening(HiddenRows(x_ND[:, None]), torch.arange(40), torch.arange(40))
+    white = Whitening(HiddenRows(x_ND[:, None]), torch.arange(40), torch.arange(40), 1 << 20)
     crossed = white.inputs(torch.arange(40)).transpose(1, 2) @ torch.from_numpy(y_NE - y_NE.mean(0)) / 40
     found = (white.matrix_LDD @ white.ridge(crossed, 0.3))[0]
     penalty = 0.3 * 40 * x_ND.var(0).mean()

@@ -56,6 +56,18 @@ def test_the_smallest_cap_works_and_a_byte_less_does_not(wide: Path) -> None:
         generate(wide, "policy=on_demand", f"memory.ram={cap - 1}")
 
 
+def test_a_predictor_takes_from_the_slots(tmp_path: Path) -> None:
+    words = (
+        "policy=lru",
+        "memory.ram=1GiB",
+        "max_new_tokens=2",
+        "calibration.trace=assets/traces/reference_hidden.safetensors",
+    )
+    made = {name: generate(Path("assets/reference"), f"predictor={name}", *words) for name in ("markov", "popularity")}
+    rows = {name: {r["name"]: r["bytes"] for r in own["memory"]["plan"]} for name, own in made.items()}
+    assert rows["markov"]["predictor"] == 4 * 8 * 5 * 33 * 32 and rows["popularity"]["predictor"] == 4 * 8 * 32
+
+
 @pytest.mark.parametrize("overrides", [("quantize=int8",), ("store=tier", "ram_experts=7"), ("pool.scope=global",)])
 def test_slots_fill_the_cap(wide: Path, overrides: tuple[str, ...]) -> None:
     scope = "global" if "pool.scope=global" in overrides else "layer"

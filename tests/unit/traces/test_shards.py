@@ -35,12 +35,11 @@ def test_mapped_rows_are_those_in_memory(path: Path) -> None:
     assert np.array_equal(part[:], load_trace(path).select(np.array([4, 1])).require("hidden", "test"))
 
 
-def test_training_from_disk_is_training_from_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rgpu.predictors.linear_data.KEPT_BYTES", 0)
+def test_training_from_disk_is_training_from_memory(path: Path) -> None:
     whole, streamed = load_trace(path), load_trace(path, stream=True)
     parts = split(whole)
-    first = Linear(epochs=2).fit(whole, parts)
-    second = Linear(epochs=2).fit(streamed, parts)
+    first = Linear(epochs=2, kept_gib=0).fit(whole, parts)
+    second = Linear(epochs=2, kept_gib=0).fit(streamed, parts)
     assert all(np.array_equal(first.tensors_[name], second.tensors_[name]) for name in first.tensors_)
     from_memory, from_disk = (evaluate(first, t.select(parts.scored)) for t in (whole, streamed))
     assert [r["value"] for r in from_memory] == [r["value"] for r in from_disk]
