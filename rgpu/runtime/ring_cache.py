@@ -51,6 +51,10 @@ class RingPlace:
                 "same: a pass was cut short; start with a new cache"
             )
 
+    def forget(self) -> None:
+        """Lets go of what the last pass worked out."""
+        self._slot = self._order_W = None
+
     def write(self, target_BHWD: torch.Tensor, new_BH1D: torch.Tensor) -> torch.Tensor:
         """One token's row into the ring; the window in the order of positions, what is not there yet last."""
         target_BHWD.index_copy_(2, self._slot, new_BH1D)
@@ -172,6 +176,7 @@ def captured(cache: Any) -> Iterator[None]:
     finally:
         for layer, (seen, place_seen) in zip(layers, before, strict=True):
             layer.seen, layer.place.seen, layer.place.captured = seen, place_seen, False
+            layer.place.forget()  # these tensors are the graphs'
 
 
 def replayed(cache: Any) -> None:

@@ -80,6 +80,7 @@ def test_a_recorded_pass_moves_nothing_on_the_host() -> None:
         assert int(rings.get_seq_length(0)) == 8 and int(rings.get_seq_length(2)) == 7
         rings.update(*random_pass(1), 2)
     assert rings.get_seq_length(0) == rings.get_seq_length(2) == 7
+    assert vars(rings.layers[0].place)["_slot"] is None  # nothing of a graph's memory is kept
     replayed(rings)
     assert rings.get_seq_length(0) == 8 and rings.get_mask_sizes(1, 2) == (5, 4)
     rings.update(*random_pass(1), 0)
