@@ -130,6 +130,12 @@ def table(
             f"  fewer slots than the {plan.top_k} experts of a token: every layer is served in waves; give more"
         )
     lines.append("  slots left by context: " + ", ".join(f"{g['context']}: {g['slots']}" for g in growth))
+    first = growth[0]
+    if first["context"] < plan.context:
+        lines.append(
+            f"  with memory.grow=true a run begins with {first['slots']} at a context of {first['context']} and ends with "
+            f"{plan.slots} at {plan.context}"
+        )
     if replayed is None:
         lines.append("  expected: unknown without a trace (trace.path)")
     else:

@@ -109,6 +109,19 @@ def test_what_memory_buys(model: Path, trace: Path, call: Any) -> None:
         assert growth == sorted(growth, reverse=True)
 
 
+def test_slots_at_the_start_and_at_full_context(call: Any) -> None:
+    words = ("model=assets/reference", "memory.vram=null", "memory.ram=545MiB", "trace.path=null", "prefill_rows=64")
+    code, document, err = call(plan_command, *words, "context=1024")
+    assert code == 0, err
+    slots = {g["context"]: g["slots"] for g in document["context_growth"]}
+    assert slots[512] > slots[1024] == document["slots"]
+    line = (
+        f"with memory.grow=true a run begins with {slots[512]} at a context of 512 and ends with {slots[1024]} at 1024"
+    )
+    assert line in err
+    assert "memory.grow" not in call(plan_command, *words, "context=64")[2]
+
+
 def test_host_memory_that_holds_few_experts_reads_the_disk(model: Path, trace: Path, call: Any) -> None:
     words = (f"model={model}", f"trace.path={trace}", "hardware=rtx4090")
     needed = least(call, *words, "memory.vram=1", "memory.ram=1")
