@@ -12,10 +12,10 @@ from rgpu.errors import InputError
 from rgpu.planning.model_facts import ModelFacts
 from rgpu.planning.workspace import workspace_bytes
 from rgpu.replay.placement import place_layers
-from rgpu.transfer.staged_reads import BUFFERS as READ_BUFFERS
 
 MIB = 1 << 20
 PROCESS_BYTES = 512 * MIB
+READ_BUFFERS = 6  # of an expert each, for what is on its way from disk to a GPU
 CUDA_BYTES = 960 * MIB
 PROCESS_SOURCE = "measured: 390 MiB of Python, torch and transformers after a run of the reference model, rounded up"
 CUDA_SOURCE = (

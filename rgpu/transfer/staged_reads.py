@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
+from rgpu.planning.memory_plan import READ_BUFFERS
 from rgpu.store.source import ExpertSource
 from rgpu.transfer.errors import TransferError
 from rgpu.transfer.host import CHUNK_BYTES
 from rgpu.types import ExpertKey
 
 THREADS = 4
-BUFFERS = 6  # of an expert each
+BUFFERS = READ_BUFFERS  # of an expert each
 AHEAD_BUFFERS = 3  # of these, at most, for reads ahead: what is needed now always finds a thread and the other buffers
 _POLL_S = 0.5  # how often one who waits looks whether the threads live
 

@@ -32,7 +32,7 @@ FOLDER = ROOT / "rgpu" / "policies"
 OUT = ROOT / "results" / "mutation"
 TESTS = [
     "tests/unit/policies", "tests/contracts/test_policies.py",
-    *(f"tests/unit/replay/test_{n}.py" for n in ("brute_force", "properties", "log", "pool", "conformance_kit")),
+    *(f"tests/unit/replay/test_{n}.py" for n in ("brute_force", "properties", "log", "pool", "resizing", "conformance_kit")),
 ]  # fmt: skip
 SLOW_S = 30.0  # tests that take longer uncompiled, or fail uncompiled, are left out and named
 CHILD_S = 120  # processor seconds of a mutant whose tests have to be collected again
