@@ -1,8 +1,11 @@
 """What the simulator says of a live contest: the same decisions on the virtual clock, with costs measured in the same run."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from rgpu.experiments.benching.calibrating import Calibration
 from rgpu.experiments.benching.copy_timing import CopyCosts, copy_costs
@@ -25,7 +28,7 @@ from rgpu.replay.timing.facts import pass_facts
 from rgpu.replay.timing.machine import Machine
 from rgpu.replay.timing.simulate import simulate
 from rgpu.traces.trace import PROMPT, Trace
-from rgpu.types import MoEShape
+from rgpu.types import ExpertKey, MoEShape
 
 CALIBRATING = (Fifo(), StaticHot())  # as the calibration of a profile asks for
 SLOTS = (12, 20)  # that calibrate; no contest has as many
@@ -87,9 +90,18 @@ def calibrated(
 
 
 def link_costs(host: Host, link: Link) -> CopyCosts:
-    """Copies over the link by a transfer engine of their own."""
+    """What a copy takes: measured by a transfer engine of its own; over an emulated link the stated rate, and as latency what
+    its quicker reads take beyond it, for on a busy machine bursts say little of so slow a link."""
     source = link.opened(host.store)
     try:
-        return copy_costs(source, COPIES)
+        if link.gb_per_s is None:
+            return copy_costs(source, COPIES)
+        rate, out = 1e9 * link.gb_per_s, np.empty(source.layout.nbytes, np.uint8)
+        took = []
+        for expert in range(COPIES):
+            began = time.perf_counter()
+            source.read_into(ExpertKey(0, expert % source.experts), out)
+            took.append(time.perf_counter() - began)
+        return CopyCosts(rate, max(0.0, float(np.percentile(took, 20)) - out.nbytes / rate))
     finally:
         source.close()
