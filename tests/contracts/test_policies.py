@@ -10,10 +10,13 @@ from omegaconf import OmegaConf
 
 import rgpu.conf
 from rgpu.errors import InputError, TraceError
+from rgpu.policies.loop import GROW, SHRINK
 from rgpu.replay.controller import Controller, replay_events
 from rgpu.replay.engine import replay
 from rgpu.replay.pool import PoolConfig
+from rgpu.replay.resizing import Resizes
 from rgpu.replay.stream import routing_events
+from tests.resized import run as resized
 from tests.support import routed_trace
 
 FOLDER = Path(rgpu.conf.__file__).parent / "policy"
@@ -76,3 +79,20 @@ def test_a_pool_that_holds_everything_loads_each_expert_once(name: str) -> None:
         assert result.loads == result.cold_misses == used
     elif name in ("static_hot", "ring", "rotary"):
         assert result.misses == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_policy_goes_on_when_pools_change_their_size(name: str, scope: str) -> None:
+    policy, trace = load(name), routed_trace(1, tokens=40)
+    if policy.traits.needs_future:
+        return
+    slots = 5 if scope == "layer" else 9
+    changes = [(8, 0, 2), (13, 0, 1), (20, 0, 4), (31, 0, 3), (33, 0, 7)]
+    pool = PoolConfig(scope, slots)
+    live = resized(policy, trace, pool, changes, calibration=trace)
+    again = Controller(policy, trace.shape, pool, calibration=trace)
+    assert replay_events(again, routing_events(trace), Resizes(changes)).log == live.log
+    kinds = [kind for _, _, kind, *_ in live.log if kind in (SHRINK, GROW)]
+    assert kinds[-3:] == [GROW, SHRINK, GROW]
+    assert live.hits < live.accesses
