@@ -7,6 +7,7 @@ from omegaconf import ListConfig
 
 from rgpu.errors import InputError
 from rgpu.experiments.inputs import parse_bytes
+from rgpu.memory.exhausted import is_shortage
 from rgpu.planning.memory_plan import MemoryPlan, SlotRoom, readable
 from rgpu.runtime.block_cache import BLOCK, block_cache, grow, room
 from rgpu.runtime.session import OffloadSession
@@ -49,6 +50,7 @@ class Later:
         self._first = plan
         self._due = list(caps)
         self.cache: Any = None
+        self.short = 0  # times that more slots had to go than planned
         self.refused: list[dict[str, int]] = []
 
     def begins_with(self, plan: MemoryPlan) -> None:
@@ -93,7 +95,23 @@ class Later:
         if 0 < total < now or ((raised or not past) and total > now):
             sizes.resize(sizes.within(total))
         if self.cache is not None:  # slots have gone, so their bytes are free
-            grow(self.cache, context)
+            self._grow(context)
+
+    def _grow(self, context: int) -> None:
+        """Where the plan was wrong and there is no memory for the cache, more slots go until there is."""
+        sizes = self._session.sizes
+        while True:
+            try:
+                return grow(self.cache, context)
+            except (MemoryError, RuntimeError) as error:
+                rows = sizes.rows()
+                if not is_shortage(error) or sum(rows) <= sizes.least * len(rows):
+                    raise
+                sizes.resize(sizes.within(sum(rows) - len(rows)))
+                self.short += 1
+                sys.stderr.write(
+                    f"rgpu generate: got no memory for a cache of {context} tokens; {len(rows)} slots more are given back\n"
+                )
 
     def section(self) -> dict[str, Any]:
         """Slots of all pools at the start, planned at full context, and now; every change: before which pass, slots then."""
@@ -112,5 +130,6 @@ class Later:
             "full_context": self.plan.context,
             "cap_bytes_at_end": self._cap,
             "refused": self.refused,
+            "short_of_memory": self.short,
             "changes": [{"pass": number, "slots": slots} for number, slots in changes.items()],
         }

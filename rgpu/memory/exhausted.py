@@ -17,14 +17,14 @@ def told_in_a_line(doing: str, remedy: str, what: str = "") -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_shortage(error):
+        if not is_shortage(error):
             raise
         line = what or f"it ({' '.join(str(error).split())[:160]})"
         raise InputError(f"cannot {doing}: got no memory for {line}; {remedy}") from error
 
 
-def _is_shortage(error: BaseException) -> bool:
-    """torch says so with an error of its own on a GPU and, on a host, with words in a `RuntimeError`."""
+def is_shortage(error: BaseException) -> bool:
+    """Whether an allocation failed: torch says so with an error of its own on a GPU, with words in a `RuntimeError` on a host."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return type(error) is RuntimeError and any(words in str(error) for words in _SAYINGS)

@@ -28,13 +28,14 @@ def cache_name(model: PreTrainedModel) -> str:
 
 
 def grow(cache: Any, tokens: int) -> None:
-    """Room for `tokens` tokens, layer by layer, so that only one is there twice; nothing where there is that much."""
+    """Room for `tokens` tokens, layer by layer, so that only one is there twice; nothing where there is that much. After an
+    allocation that failed it can be called again."""
     for layer in _growing(cache):
         if layer.max_cache_len >= tokens:
             continue
-        layer.max_cache_len = tokens
-        if layer.is_initialized:
+        if layer.is_initialized:  # where there is no memory for both, neither changes
             layer.keys, layer.values = _longer(layer.keys, tokens), _longer(layer.values, tokens)
+        layer.max_cache_len = tokens
 
 
 def room(cache: Any) -> int:

@@ -12,6 +12,7 @@ from rgpu.planning.memory_plan import SlotRoom, plan_memory
 from rgpu.policies.lru import Lru
 from rgpu.replay.controller import Controller
 from rgpu.replay.pool import PoolConfig
+from rgpu.runtime import block_cache as block_cache_module
 from rgpu.runtime import generation
 from rgpu.runtime.block_cache import block_cache, cache_name, grow, room
 from rgpu.runtime.model_bytes import read_facts
@@ -84,3 +85,41 @@ def test_slots_go_a_block_ahead_of_the_cache(tmp_path: Path, monkeypatch: pytest
     assert section["context_at_start"] == 16 and section["slots_at_end"] >= section["slots_at_full_context"]
     numbers = [change["pass"] for change in section["changes"] if change["pass"] < 30]
     assert numbers and set(numbers) <= {8, 24}  # the passes that make it longer than 16 and 32
+
+
+def test_a_plan_that_was_wrong_costs_slots_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A card that has less than it should: the second layer finds no memory, twice."""
+    folder = build("qwen3_moe", tmp_path / "m")
+    facts = read_facts(str(folder), "float32")
+    plan = plan_memory(facts, vram=None, ram=1 << 30, context=40)
+    later = Later(SlotRoom(facts, gpu=False), plan, 9, True, [])
+    later.begins_with(plan_memory(facts, vram=None, ram=1 << 30, context=12))
+    left, longer = [2], block_cache_module._longer
+
+    def scarce(old: torch.Tensor, tokens: int) -> torch.Tensor:
+        if cache.layers[0].max_cache_len == tokens and left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return longer(old, tokens)
+
+    monkeypatch.setattr(block_cache_module, "_longer", scarce)
+    monkeypatch.setattr("rgpu.experiments.live_room.BLOCK", 12)
+    with OffloadSession.open(
+        folder, lambda shape: Controller(Lru(), shape, PoolConfig("layer", 10)), cache=tmp_path, record=False
+    ) as session:
+        later.watch(session, blocks=True)
+        cache = cache_of(session, later)
+        made = generate(session.model, cache)
+        assert session.sizes.rows() == [8, 8, 8]
+        wanted = generate(session.model, StaticCache(config=session.model.config, max_cache_len=40))
+        assert torch.equal(made[0], wanted[0])
+        left[0] = 1000
+        fresh = block_cache(session.model, 12, 40)
+        later.cache = cache = fresh
+        with pytest.raises(torch.OutOfMemoryError):
+            generate(session.model, fresh)
+        assert session.sizes.rows() == [1, 1, 1]
+    assert later.section()["short_of_memory"] == 2 + 9  # the second text began with all ten again
+    assert "got no memory for a cache of 24 tokens; 3 slots more are given back" in capsys.readouterr().err
