@@ -24,7 +24,7 @@ def told_in_a_line(doing: str, remedy: str, what: str = "") -> Iterator[None]:
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether an allocation failed: torch says so with an error of its own on a GPU, with words in a `RuntimeError` on a host."""
+    """Whether an allocation failed. torch says so with an error of its own on a GPU, on a host in words."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return type(error) is RuntimeError and any(words in str(error) for words in _SAYINGS)
