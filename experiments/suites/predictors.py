@@ -15,7 +15,7 @@ from rgpu.experiments.figures.style import ENDINGS
 from rgpu.experiments.plot import render
 from rgpu.experiments.study.live_arms import CANDIDATES
 from rgpu.experiments.study.stages import Stages
-from rgpu.experiments.suites.predicting import choices
+from rgpu.experiments.suites.predicting import choices, traced
 from rgpu.experiments.suites.predicting import live as engine
 from rgpu.experiments.suites.predicting.fitting import Bench, names
 from rgpu.experiments.suites.predicting.material import Material, gather
@@ -66,6 +66,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     alone = asked.get("only")
     if alone == choices.NAME:
         return choices.run(cfg)
+    if alone == traced.NAME:
+        return traced.run(cfg)
     families = list(asked.get("families") or (CANDIDATES if alone == LIVE else names()))
     check(families, alone)
     stages = Stages(out, config_hash({"config": config, "commit": facts["commit"], "families": families, "suite": 2}))
@@ -87,6 +89,11 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     judged_live: dict[str, Any] = {}
     if alone in (None, TIMED):
         timed, judged_in_time = prefetching(bench, found, stages, out, chosen_on)
+        tables += timed
+    judged_ids: dict[str, Any] = {}
+    own_trace = asked.get("trace")
+    if alone is None and own_trace is not None:
+        timed, judged_ids = traced.traced(bench, Path(own_trace), cfg.seed, stages)
         tables += timed
     if alone in (None, LIVE):
         measured, judged_live = engine.live(bench, found, stages, chosen_on, asked, cfg.seed)
@@ -114,9 +121,16 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "families": families,
         "prefetching": judged_in_time,
         "live": judged_live,
+        "traced": judged_ids,
         "refused": bench.refused,
         "synthetic": {},
-        "limits": [SMALL, *missing, *refused, *([QUICK] if cfg.quick else [])],
+        "limits": [
+            SMALL,
+            *missing,
+            *([traced.ABSENT] if own_trace is None and alone is None else []),
+            *refused,
+            *([QUICK] if cfg.quick else []),
+        ],
         "rows": str(path),
         "row_count": len(rows),
         "report": str(out / "report.html"),
@@ -141,7 +155,8 @@ def check(families: list[str], only: str | None) -> None:
         )
     if only not in (None, *PARTS):
         raise InputError(
-            f"predicting.only: got {only!r}; expected null, {', '.join(PARTS)} or {choices.NAME}; set predicting.only={TIMED}"
+            f"predicting.only: got {only!r}; expected null, {', '.join(PARTS)}, {traced.NAME} or {choices.NAME}; set "
+            f"predicting.only={TIMED}"
         )
 
 

@@ -180,6 +180,13 @@ def test_sides_train_on_one_and_score_on_both(bench: Bench, material: Material) 
     assert {c.kind for c in judged(transfer, found)} == {"note"}
 
 
+def test_the_full_form_transfers_every_family_but_those_trained_long(tmp_path: Path, material: Material) -> None:
+    asked = ["popularity", "markov", "online_head", "boosted_trees"]
+    found = {q: computed(transfer, Bench(tmp_path / str(q), q, asked), material) for q in (False, True)}
+    names = {q: set(own["predictor"].dropna()) for q, own in found.items()}
+    assert names == {False: {"popularity", "markov", "online_head"}, True: {"popularity"}}
+
+
 def test_differences_of_a_group_are_corrected_together() -> None:
     row = {"width": 4, "horizon": 1}
     gaps = [
