@@ -28,6 +28,7 @@ from rgpu.runtime.session import OffloadSession
 
 COLUMNS = ("check", "holds", "found")
 EXPERTS, TOP_K, LAYERS, TOKENS = 16, 4, 4, 24
+NEAR = 1e-3  # of the largest logit, in float32
 _COMMON: dict[str, Any] = {
     "vocab_size": 512, "hidden_size": 256, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2,
     "head_dim": 64, "num_experts_per_tok": TOP_K, "max_position_embeddings": 512, "eos_token_id": 1, "bos_token_id": 2,
@@ -151,6 +152,7 @@ def _quantised(kind: str, where: Path, stores: Path, quant: Any) -> Iterator[Res
         on_cpu = generated(session.model)
     with opened(EXPERTS, graphs=False, dtype=torch.float32) as session:
         error = far(generated(session.model), on_cpu)
+        exact = generated(session.model, cache_implementation="static")
     yield f"{name} in float32 on the GPU near the CPU's kernel", error < 0.01, f"{error:.2e} of the largest logit"
     with opened(EXPERTS, graphs=False) as session:
         resident = generated(session.model)
@@ -185,23 +187,24 @@ def _quantised(kind: str, where: Path, stores: Path, quant: Any) -> Iterator[Res
         yield _guarded(f"{name}, {text}: graphs", replayed)
     for handler in ON_THE_HOST:
         yield _guarded(
-            f"{name}, a quarter resident, {handler}: near the resident run, graphs or not",
-            lambda handler=handler: _beside(opened, handler, static),  # type: ignore[misc]
+            f"{name} in float32, a quarter resident, {handler}: near the resident run, graphs or not",
+            lambda handler=handler: _beside(opened, handler, exact),  # type: ignore[misc]
         )
     yield _guarded(f"{name}, all resident: the step as one graph", lambda: _whole(opened, static))
-    yield _guarded(f"{name}, fused dense parts: near the others, graphs as without", lambda: _fused(opened, static))
+    yield _guarded(f"{name} in float32, fused dense parts: near the others", lambda: _fused(opened, exact))
     yield _guarded(f"{name}: a replay of the run's own trace decides the same", lambda: _again(opened))
     yield _guarded(f"{name}: pools that change their size between steps of graphs", lambda: _resized(opened, static))
 
 
-def _beside(opened: Any, handler: str, static: Any) -> tuple[bool, str]:
-    """Misses on the processor: the same up to the rounding of its sums, and some were computed there."""
+def _beside(opened: Any, handler: str, exact: Any) -> tuple[bool, str]:
+    """Misses on the processor: the same up to the rounding of its sums, and some were computed there. In float32: in
+    bfloat16 the rounding of one expert moves the tiny models' logits by a tenth and more."""
     apart, served = 0.0, []
     for graphs in (False, True):
-        with opened(5, handler, graphs=graphs, host_kernel=CpuCompute) as session:
-            apart = max(apart, far(generated(session.model, cache_implementation="static"), static))
+        with opened(5, handler, graphs=graphs, host_kernel=CpuCompute, dtype=torch.float32) as session:
+            apart = max(apart, far(generated(session.model, cache_implementation="static"), exact))
             served.append(session.misses_by_handler()["cpu"])
-    return apart < 0.02 and min(served) > 0, f"{apart:.2e} of the largest logit, {served} misses on the processor"
+    return apart < NEAR and min(served) > 0, f"{apart:.2e} of the largest logit, {served} misses on the processor"
 
 
 def _whole(opened: Any, static: Any) -> tuple[bool, str]:
@@ -211,19 +214,19 @@ def _whole(opened: Any, static: Any) -> tuple[bool, str]:
     return all(same(one, static) for one in made) and whole > 0, f"{whole} of {captured} captures kept is in one piece"
 
 
-def _fused(opened: Any, static: Any) -> tuple[bool, str]:
+def _fused(opened: Any, exact: Any) -> tuple[bool, str]:
     """Fused sums round otherwise in the last bits, and then alike whatever is resident, with graphs or without."""
     ways: list[dict[str, Any]] = [{"slots": EXPERTS, "graphs": False}, {"slots": EXPERTS}, {"slots": 5}]
     made = []
     for way in ways:
-        with opened(way.pop("slots"), fused=True, **way) as session:
-            made.append([generated(session.model, cache_implementation="static") for _ in range(2)])
-    alike = all(same(one, made[0][0]) for pair in made for one in pair)
-    apart = max(
-        far((made[0][0][0], [step]), (static[0], [other]))
-        for step, other in zip(made[0][0][1][1:2], static[1][1:2], strict=True)
+        with opened(way.pop("slots"), fused=True, dtype=torch.float32, **way) as session:
+            made += [generated(session.model, cache_implementation="static") for _ in range(2)]
+    alike = all(same(one, made[0]) for one in made)
+    apart = far((made[0][0], made[0][1][1:]), (exact[0], exact[1][1:]))
+    return (
+        alike and apart < NEAR,
+        f"{apart:.2e} of the largest logit in the first fused step, {len(made)} runs {'' if alike else 'not '}alike",
     )
-    return alike and apart < 0.05, f"{apart:.2e} of the largest logit in the first fused step"
 
 
 def _resized(opened: Any, static: Any) -> tuple[bool, str]:

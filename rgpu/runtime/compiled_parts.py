@@ -38,6 +38,7 @@ def compile_parts(model: Any, stack: ExitStack, *, backend: str = "inductor") ->
 
 
 FEW = 16  # tokens up to which a router's call counts as a decode step
+SHAPES = 128  # of one part, beyond which it runs uncompiled
 
 
 def _replace(module: Any, when: Callable[[Any], bool], stack: ExitStack, backend: str) -> None:
@@ -78,6 +79,12 @@ def _leave_rotary(home: Any) -> None:
 
 
 @functools.cache
-def compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
-    """One compiled form of a function for every layer and session."""
-    return torch.compile(function, backend=backend, dynamic=False)
+def compiled(function: Callable[..., Any], backend: Any) -> Callable[..., Any]:
+    """One compiled form of a function for every layer and session, for each shape its own."""
+    fused = torch.compile(function, backend=backend, dynamic=False)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch._dynamo.config.patch(recompile_limit=SHAPES):  # torch's own limit of 8 is used up by three batch sizes
+            return fused(*args, **kwargs)
+
+    return run

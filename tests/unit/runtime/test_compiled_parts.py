@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rgpu.runtime.compiled_parts import compile_parts
+from rgpu.runtime.compiled_parts import compile_parts, compiled
 from tests.live_models import build, generate, prompts
 
 
@@ -42,6 +42,22 @@ def test_two_sessions_share_the_rotary_embedding(tmp_path: Path) -> None:
     assert home.apply_rotary_pos_emb is replaced
     second.close()
     assert home.apply_rotary_pos_emb is original
+
+
+def test_many_batch_sizes_are_compiled() -> None:
+    made: list[int] = []
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        made.append(1)
+        return graph.forward
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    fused = compiled(double, backend)
+    for size in range(2, 14):
+        assert torch.equal(fused(torch.ones(size)), torch.full((size,), 2.0))
+    assert len(made) == 12 and compiled(double, backend) is fused
 
 
 def test_only_steps_of_one_token_are_fused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
