@@ -21,6 +21,8 @@ Contestants, in bfloat16 unless said:
     stock_default, stock_eager   transformers, its default experts (grouped_mm) and `eager`
     rgpu_resident                every expert in a slot from the beginning
     rgpu_int4_..., rgpu_bf16_... the same with experts in int4 or bfloat16, by `CpuCompute`
+    rgpu_int4_f32_...            experts in int4 and all else in float32: quicker than bfloat16 on a processor that has no
+                                 instructions for it, and more exact
     rgpu_lru                     slots for a quarter of the experts, LRU, no prefetch
     rgpu_cpu, rgpu_int4_cpu      as rgpu_lru, but misses are computed where the store has them (pool.miss=cpu)
     rgpu_on_demand               nothing kept, each expert loaded when it is needed
@@ -71,7 +73,8 @@ PROMPT, SHARE, LOAD_STEPS = 8, 0.25, 8
 PAIRS = (  # contestant, whom it is compared with
     ("rgpu_resident", "stock_default"), ("rgpu_resident", "stock_eager"), ("rgpu_bf16_resident", "stock_default"),
     ("rgpu_int4_resident", "stock_default"),
-    ("rgpu_int4_resident", "stock_eager"), ("rgpu_lru", "accelerate_disk"), ("rgpu_on_demand", "accelerate_disk"),
+    ("rgpu_int4_resident", "stock_eager"), ("rgpu_int4_f32_resident", "stock_default"),
+    ("rgpu_int4_f32_cpu", "accelerate_disk"), ("rgpu_lru", "accelerate_disk"), ("rgpu_on_demand", "accelerate_disk"),
     ("rgpu_lru", "rgpu_on_demand"), ("rgpu_lru", "stock_default"), ("rgpu_int4_lru", "accelerate_disk"),
     ("rgpu_lru_direct", "accelerate_disk_cold"), ("rgpu_on_demand_direct", "accelerate_disk_cold"),
     ("rgpu_int4_lru_direct", "accelerate_disk_cold"), ("rgpu_cpu", "accelerate_disk"), ("rgpu_int4_cpu", "accelerate_disk"),
@@ -81,6 +84,7 @@ NAMES = (
     "stock_default", "stock_eager", "rgpu_resident", "rgpu_bf16_resident", "rgpu_int4_resident", "rgpu_lru",
     "rgpu_int4_lru", "rgpu_on_demand", "accelerate_disk", "rgpu_lru_direct", "rgpu_int4_lru_direct",
     "rgpu_on_demand_direct", "accelerate_disk_cold", "rgpu_cpu", "rgpu_bf16_cpu", "rgpu_int4_cpu",
+    "rgpu_int4_f32_resident", "rgpu_int4_f32_cpu",
 )  # fmt: skip
 STOCK = {"stock_default": "grouped_mm", "stock_eager": "eager"}
 MISSING = "accelerate is not installed: accelerate_disk is left out"
@@ -145,7 +149,8 @@ def session(name: str, folder: Path, cache: Path) -> OffloadSession:
         filled = np.ones((shape.layers, shape.experts), np.int64) if name.endswith("resident") else None
         return Controller(policy, shape, pool, keep_log=False, uses_LE=filled)
 
-    return OffloadSession.open(folder, controller, dtype=DTYPE, cache=cache, record=False, **options)
+    dtype = torch.float32 if "_f32" in name else DTYPE
+    return OffloadSession.open(folder, controller, dtype=dtype, cache=cache, record=False, **options)
 
 
 def opened(name: str, folder: Path, work: Path, stack: ExitStack) -> Any:
