@@ -5,7 +5,7 @@ its trace agree hit for hit and victim for victim. Legend: T tokens, K top-k, U 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ import numpy as np
 from rgpu.contracts import Forecast, Planner, Predictor
 from rgpu.errors import InputError
 from rgpu.policies.loop import (
-    BYPASS,
     COUNTS,
     DEMAND,
     FILL,
@@ -28,6 +27,7 @@ from rgpu.policies.loop import (
     SLOT_OF,
 )
 from rgpu.policies.policy import Policy, runner
+from rgpu.replay.decision import Decision, split_waves
 from rgpu.replay.engine import LogEntry
 from rgpu.replay.events import TOUCH_ORDERS, union_of, union_of_one
 from rgpu.replay.features import event_feature
@@ -38,25 +38,6 @@ from rgpu.types import MoEShape, RoutingEvent
 
 MISSING = -1  # an assignment that a lossy run gave up (`rgpu.runtime.lossy`)
 _NO_NEXT = np.zeros(0, np.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What to do for one event, or one batch of proactive loads. Arrays are aligned with `experts` (int32 [U]).
-
-    `layers` int16 [U]; `codes` as in `policies.loop` (>= 0: load into that slot); `victims` keys evicted (-1 none);
-    `slots`: where the member is or goes (-1: a staging slot, or dropped). `waves`: members served together, in order:
-    hits in the first, staged misses at the end, at most `staging` a wave. Empty for proactive loads.
-    """
-
-    pool: int
-    kind: int
-    layers: np.ndarray
-    experts: np.ndarray
-    codes: np.ndarray
-    victims: np.ndarray
-    slots: np.ndarray
-    waves: list[np.ndarray]
 
 
 class Controller:
@@ -348,27 +329,6 @@ class Controller:
         if self._keep_log and kind != FILL:
             row = (tuple(keys.tolist()), tuple(codes.tolist()), tuple(victims.tolist()))
             self.log.append((layer, number, kind, *row))
-
-
-def split_waves(codes: np.ndarray, slots: np.ndarray, staging: int) -> Iterator[np.ndarray]:
-    """Members served together, as index arrays. A load whose slot is taken within the current wave begins the next one:
-    the loop reuses a slot only when every resident of the wave has been served."""
-    if len(codes) and codes.max() < 0 and not (codes == BYPASS).any():
-        yield np.arange(len(codes))
-        return
-    wave = [int(i) for i in np.flatnonzero((codes != BYPASS) & (codes < 0))]
-    taken = {int(slots[i]) for i in wave}
-    for i in np.flatnonzero(codes >= 0):
-        if int(slots[i]) in taken:
-            yield np.asarray(wave, np.int64)
-            wave, taken = [], set()
-        wave.append(int(i))
-        taken.add(int(slots[i]))
-    if wave:
-        yield np.asarray(wave, np.int64)
-    staged = np.flatnonzero(codes == BYPASS)
-    for start in range(0, len(staged), max(1, staging)):
-        yield staged[start : start + max(1, staging)]
 
 
 def replay_events(controller: Controller, events: Iterator[RoutingEvent], resizes: Resizes | None = None) -> Controller:

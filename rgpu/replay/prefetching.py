@@ -25,7 +25,8 @@ from rgpu.policies.loop import (
     WASTED,
 )
 from rgpu.policies.policy import Policy
-from rgpu.replay.controller import Controller, Decision
+from rgpu.replay.controller import Controller
+from rgpu.replay.decision import Decision
 from rgpu.replay.engine import ReplayResult
 from rgpu.replay.events import build_events, pass_groups
 from rgpu.replay.log import DecisionLog

@@ -84,7 +84,9 @@ def compiled(function: Callable[..., Any], backend: Any) -> Callable[..., Any]:
     fused = torch.compile(function, backend=backend, dynamic=False)
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        with torch._dynamo.config.patch(recompile_limit=SHAPES):  # torch's own limit of 8 is used up by three batch sizes
+        with torch._dynamo.config.patch(
+            recompile_limit=SHAPES
+        ):  # torch's own limit of 8 is used up by three batch sizes
             return fused(*args, **kwargs)
 
     return run

@@ -12,7 +12,9 @@ import torch
 from rgpu.errors import InputError, RgpuError
 from rgpu.memory.slot_pool import SlotPool
 from rgpu.memory.slot_table import SlotTable
-from rgpu.replay.controller import Controller, Decision
+from rgpu.replay.controller import Controller
+from rgpu.replay.decision import Decision
+from rgpu.runtime.device_events import Launch, Readback, Wave
 from rgpu.runtime.executor import (
     CPU,
     FETCH,
@@ -41,7 +43,6 @@ ON_THE_HOST = (CPU, SPLIT)  # handlers that compute misses, or some, on the proc
 FEW = 16  # tokens up to which a kernel's buffers are kept, one set a number of tokens: graphs point into them
 Step = Callable[[PooledExperts, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Host = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # ids, weights and hidden states of an event, on the host
-Launch = Callable[[torch.Tensor, torch.Tensor], None]  # (rows, slot of each pair on the host): queues the computation
 MakeKernel = Callable[[], Any]  # -> an ExpertCompute with `wave` and `finish`
 
 
@@ -135,7 +136,7 @@ class DeviceExecutor(PoolExecutor):
         missing = (self.table.host_LE[layer, decision.experts] < 0) & (not computed)
         loads = [*ahead, *late]
         if missing.any():
-            wave = _Wave(self, event.experts_TK, launch or self._launch(x_TD, weights_TK))
+            wave = Wave(self.store.experts, event.experts_TK, launch or self._launch(x_TD, weights_TK))
             if self.handler == ZERO_COPY:
                 self._over_the_link(decision, missing, wave)
                 loads = [decision, *loads]
@@ -202,7 +203,7 @@ class DeviceExecutor(PoolExecutor):
         return launch
 
     def _wave_by_wave(
-        self, decision: Decision, missing: np.ndarray, wave: "_Wave", ahead: list[Decision], here: list[int],
+        self, decision: Decision, missing: np.ndarray, wave: Wave, ahead: list[Decision], here: list[int],
         compute_here: Callable[[], None],
     ) -> None:  # fmt: skip
         """Copies and computes what is missing, but for `here`, which the host computes while the first copies are made."""
@@ -218,7 +219,7 @@ class DeviceExecutor(PoolExecutor):
             some = [(i, slot) for i, slot in zip(members.tolist(), slots, strict=True) if missing[i]]
             self._arrived(decision, some, wave)
 
-    def _arrived(self, decision: Decision, some: list[tuple[int, int]], wave: "_Wave") -> None:
+    def _arrived(self, decision: Decision, some: list[tuple[int, int]], wave: Wave) -> None:
         """Computes (member, slot) behind their copies."""
         if some:
             self.transfer.wait_for(decision.pool, [slot for _, slot in some])
@@ -228,7 +229,7 @@ class DeviceExecutor(PoolExecutor):
             if decision.slots[i] >= 0:  # in a staging slot it stays for this wave only
                 self.table.set(key_of(decision, i), slot)
 
-    def _over_the_link(self, decision: Decision, missing: np.ndarray, wave: "_Wave") -> None:
+    def _over_the_link(self, decision: Decision, missing: np.ndarray, wave: Wave) -> None:
         keys = [key_of(decision, i) for i in np.flatnonzero(missing).tolist()]
         self.in_place += int((missing & ~hits_of(decision)).sum())
         wave.compute(self.store.rows_SB, [(key.expert, self.store.row(key)) for key in keys])
@@ -298,42 +299,3 @@ class DeviceExecutor(PoolExecutor):
         if kept not in self._kernels:
             self._kernels[kept] = self._make_kernel()
         return self._kernels[kept]
-
-
-class _Wave:
-    """Computes some members of one event from some rows."""
-
-    def __init__(self, executor: DeviceExecutor, ids_TK: np.ndarray, launch: Launch) -> None:
-        self.ids_TK, self.launch = ids_TK, launch
-        self._row_of_E = np.full(executor.table.host_LE.shape[1], -1, np.int32)
-
-    def compute(self, rows_SB: torch.Tensor, members: list[tuple[int, int]]) -> None:
-        """`members`: (expert, its row of `rows_SB`)."""
-        for expert, row in members:
-            self._row_of_E[expert] = row
-        self.launch(rows_SB, torch.from_numpy(self._row_of_E[self.ids_TK]))
-        for expert, _ in members:
-            self._row_of_E[expert] = -1
-
-
-class Readback:
-    """Small tensors brought to the host in one go, through page-locked memory that is kept and grows when needed."""
-
-    def __init__(self) -> None:
-        self._room: dict[tuple[int, torch.dtype], torch.Tensor] = {}
-
-    def read(self, *tensors: Any) -> list[Any]:
-        """The tensors on the host (None stays), valid until the next call."""
-        out = [self._copy(number, tensor) for number, tensor in enumerate(tensors)]
-        if any(tensor is not None and tensor.is_cuda for tensor in tensors):
-            torch.cuda.current_stream().synchronize()
-        return out
-
-    def _copy(self, number: int, tensor: torch.Tensor | None) -> torch.Tensor | None:
-        if tensor is None:
-            return None
-        room = self._room.get((number, tensor.dtype))
-        if room is None or room.numel() < tensor.numel():
-            room = torch.empty(tensor.numel(), dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            self._room[number, tensor.dtype] = room
-        return room[: tensor.numel()].view(tensor.shape).copy_(tensor, non_blocking=True)

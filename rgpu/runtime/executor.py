@@ -15,7 +15,8 @@ from rgpu.contracts import TransferEngine
 from rgpu.errors import InputError
 from rgpu.memory.slot_pool import CopyState, SlotPool
 from rgpu.policies.loop import PREFETCH
-from rgpu.replay.controller import Controller, Decision
+from rgpu.replay.controller import Controller
+from rgpu.replay.decision import Decision
 from rgpu.runtime.compute import EventCompute, FloatCompute
 from rgpu.runtime.experts import PooledExperts
 from rgpu.runtime.miss_choice import MissChoice

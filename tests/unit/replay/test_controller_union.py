@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from rgpu.policies.loop import BYPASS, HIT, PREFETCH_HIT
-from rgpu.replay.controller import MISSING, split_waves
+from rgpu.replay.controller import MISSING
+from rgpu.replay.decision import split_waves
 from rgpu.replay.events import union_of, union_of_one
 
 E = 12
