@@ -157,6 +157,10 @@ class DeviceExecutor(PoolExecutor):
         self.table.upload()
         self._broken = False
 
+    def cut_short(self) -> None:
+        """A step did not come to its end: no other can follow."""
+        self._broken = True
+
     def all_hits(self, ids_LTK: torch.Tensor, weights_LTK: torch.Tensor) -> bool:
         """Decides a pass whose experts were all in the table and are computed, in one go. False, and nothing is done, where
         that may not be what `rest` does one layer after the other."""

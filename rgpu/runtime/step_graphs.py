@@ -122,6 +122,9 @@ class _Captured:
                     self._at = cut, self._host(cut, stream)
                     cut.module(cut.x_TD, cut.ids_TK, cut.weights_TK)
                 self.graphs[-1].replay()
+        except BaseException:  # the device goes on, and would be read for the next step's
+            executor.cut_short()
+            raise
         finally:
             executor.step = before
         replayed(_cache_of(kwargs))

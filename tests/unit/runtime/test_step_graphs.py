@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers.generation.continuous_batching  # noqa: F401  (reads torch.cuda's classes when it is imported)
 
+from rgpu.errors import RgpuError
 from rgpu.policies.lru import Lru
 from rgpu.replay.controller import Controller
 from rgpu.replay.pool import PoolConfig
@@ -133,6 +134,21 @@ def test_a_model_that_cannot_be_captured_runs_without_graphs(graphs: Any, caplog
     assert (made.captured, made.replayed) == (0, 0) and "not permitted" in str(made.failed)
     assert Graph.capturing is None and late.executor.step == late.executor.at_once
     assert "without CUDA graphs" in caplog.text
+
+
+def test_a_step_interrupted_while_it_waits_is_the_last(graphs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, late, made, _ = graphs
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(step_graphs.RoutedWords, "take", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        text(session.model, 4)
+    monkeypatch.undo()
+    assert made.replayed == 1 and late.executor.step == late.executor.at_once
+    with pytest.raises(RgpuError, match="cut short; close the session"):
+        text(session.model, 4, cache_implementation=None)
 
 
 def test_outputs_of_steps_are_apart(graphs: Any) -> None:
