@@ -87,8 +87,9 @@ def test_any_schedule_gives_the_same_bits_and_a_replay_the_same_decisions(
         session.sizes.anew = anew
 
         def change(n: int) -> None:
-            if n < len(sizes) and sizes[n] is not None:
-                session.sizes.resize(sizes[n])
+            if (
+                n < len(sizes) and sizes[n] is not None and session.sizes.resize(sizes[n])
+            ):  # else copies may be on their way
                 sound(session._executor)
 
         between_passes(session.model, change)
@@ -120,7 +121,7 @@ def test_ghosts_and_staging(cases: dict[str, Case], cache: Path, calibration: An
 
         def change(n: int) -> None:
             if n in totals:
-                session.sizes.resize(session.sizes.within(totals[n]))
+                assert session.sizes.resize(session.sizes.within(totals[n]))
                 sound(session._executor)
 
         between_passes(session.model, change)
@@ -158,7 +159,7 @@ def test_on_a_device_whose_copies_run_late(
 
         def change(_: int) -> None:
             before = late.pools[0].buffer.data_ptr()
-            sizes.resize(sizes.within(next(totals)))
+            assert sizes.resize(sizes.within(next(totals)))
             assert anew or late.pools[0].buffer.data_ptr() == before or moved
             sound(late.executor)
             table = late.executor.table
