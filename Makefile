@@ -68,8 +68,8 @@ bench: .venv/.test ## speed, as rows in benchmarks/results/
 
 gpu: ## GPU kernels, transfers and live decode checked and measured -> results/gpu/<date>/ (GPU_PYTHON=python3 with CUDA's torch)
 	@out=results/gpu/$$(date -u +%Y-%m-%d-%H%M%S); code=0; \
-	$(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py --budget 200 --out $$out $(ARGS) || code=$$?; \
-	$(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu_engine.py --budget 240 --out $$out || code=$$?; exit $$code
+	$(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py --budget 190 --out $$out $(ARGS) || code=$$?; \
+	$(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu_engine.py --budget 300 --out $$out || code=$$?; exit $$code
 
 figures: .venv/.run ## draw the figures again from the rows of the last 'make reproduce'
 	$(OFFLINE) $(BIN)/rgpu plot rows=results/reproduce/rows.parquet out=results/reproduce/figures $(ARGS)
