@@ -54,6 +54,7 @@ class PoolExecutor:
         self.in_place = 0
         self._entered_TD: np.ndarray | None = None  # what entered the newest MoE layer, where the predictor reads it
         self._owed = False  # the planner's loads after the last event wait for that of the next one
+        self.enter: Callable[[torch.Tensor], None] = self.entered  # changed while a step is captured
         self._choice = MissChoice(transfer.counts) if handler == SPLIT else None  # type: ignore[attr-defined]
         for fill in controller.start():
             self._submit(fill)

@@ -193,9 +193,7 @@ class OffloadSession:
         if self.controller.waits:
             before_attention.attach(self.model, executor, self._stack)
         executor.filled()
-        if (
-            graphs and isinstance(executor, DeviceExecutor) and not self.controller.waits
-        ):  # no graph is cut before attention
+        if graphs and isinstance(executor, DeviceExecutor):
             self.graphs = StepGraphs(self.model, executor, self._stack)
         self.sizes = PoolSizes(
             executor,

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from rgpu.runtime.before_attention import Entry, entries
 from rgpu.runtime.device_executor import FEW, DeviceExecutor, Host
 from rgpu.runtime.experts import PooledExperts
 from rgpu.runtime.ring_cache import captured, replayed, with_rings
@@ -41,24 +42,27 @@ class _Captured:
     """One decode step of a model with one cache, captured by calling `forward` once without running it."""
 
     def __init__(
-        self, executor: DeviceExecutor, forward: Any, kwargs: dict[str, Any], whole: bool, memory: Any
+        self, executor: DeviceExecutor, model: Any, forward: Any, kwargs: dict[str, Any], whole: bool, memory: Any
     ) -> None:
         self.executor, self.whole = executor, whole
         self.kwargs = {name: _held(value) for name, value in kwargs.items()}
         self.graphs: list[torch.cuda.CUDAGraph] = []
-        self.cuts: list[_Cut] = []
+        self.stops: list[list[_Cut | Entry]] = []  # what the host does behind each graph
         self._memory = memory
         self._open: list[torch.cuda.CUDAGraph] = []  # the one that is being captured
         self._top_k, self._tokens = executor.controller.shape.top_k, len(kwargs["input_ids"])
         self._words = RoutedWords(executor.controller.shape.layers, self._tokens, self._top_k)
-        self._hidden_LTD = _hidden_buffer(executor, self._tokens)
+        self._hidden_LTD = _room(executor, self._tokens) if executor.reads_inputs else None
         before, executor.step = executor.step, self._inside if whole else self._cut
+        entered, executor.enter = executor.enter, lambda _: None
         torch.cuda.synchronize()
         stream = _capture_stream(torch.cuda.current_device())
         stream.wait_stream(torch.cuda.current_stream())
         try:
-            with torch.cuda.stream(stream), torch.no_grad(), captured(_cache_of(kwargs)):
-                self.graphs.append(self._begin())
+            with ExitStack() as hooks, torch.cuda.stream(stream), torch.no_grad(), captured(_cache_of(kwargs)):
+                if executor.controller.waits:
+                    entries(model, hooks, _room(executor, self._tokens), self._entry)
+                self._piece()
                 self.output = forward(**self.kwargs)
                 self._end()
         except BaseException:
@@ -67,8 +71,12 @@ class _Captured:
                     self._end()
             raise
         finally:
-            executor.step = before
+            executor.step, executor.enter = before, entered
         torch.cuda.current_stream().wait_stream(stream)
+
+    def _piece(self) -> None:
+        self.graphs.append(self._begin())
+        self.stops.append([])
 
     def _begin(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
@@ -92,19 +100,25 @@ class _Captured:
         executor, floats_TK = self.executor, self._hits(module, x_TD, ids_TK, weights_TK)
         self._end()
         cut = _Cut(module, x_TD, ids_TK, weights_TK)
-        self.cuts.append(cut)
+        self.stops[-1].append(cut)
         for rows_SB in executor.sources(module.layer):
             cut.graphs[rows_SB.data_ptr()] = self._begin()
             executor.kernel(len(x_TD)).wave(x_TD, rows_SB, cut.slot_TK, floats_TK)
             self._end()
-        self.graphs.append(self._begin())
+        self._piece()
         return executor.combine(x_TD, floats_TK)
 
     def _inside(
         self, module: PooledExperts, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor
     ) -> torch.Tensor:
-        self.cuts.append(_Cut(module, x_TD, ids_TK, weights_TK))
+        self.stops[-1].append(_Cut(module, x_TD, ids_TK, weights_TK))
         return self.executor.combine(x_TD, self._hits(module, x_TD, ids_TK, weights_TK))
+
+    def _entry(self, entry: Entry, asked: bool) -> None:
+        self.stops[-1].append(entry)
+        if asked and not self.whole:
+            self._end()
+            self._piece()
 
     def run(self, kwargs: dict[str, Any]) -> Any:
         """The step for other inputs of the same shapes."""
@@ -113,15 +127,13 @@ class _Captured:
         executor, stream = self.executor, torch.cuda.current_stream()
         before, executor.step = executor.step, self._decide
         try:
-            if self.whole:
-                self.graphs[0].replay()
-                self._decide_all(stream)
-            else:
-                for number, cut in enumerate(self.cuts):
-                    self.graphs[number].replay()
-                    self._at = cut, self._host(cut, stream)
-                    cut.module(cut.x_TD, cut.ids_TK, cut.weights_TK)
-                self.graphs[-1].replay()
+            for graph, stops in zip(self.graphs, self.stops, strict=True):
+                graph.replay()
+                if self.whole:
+                    self._decide_all(stops, stream)
+                    continue
+                for stop in stops:
+                    self._reached(stop, stream)
         except BaseException:  # the device goes on, and would be read for the next step's
             executor.cut_short()
             raise
@@ -139,17 +151,26 @@ class _Captured:
         stream.synchronize()  # a copy of many bytes does not arrive at once
         return *self._words.take(cut.module.layer, stream), self._hidden_LTD[cut.module.layer]
 
-    def _decide_all(self, stream: Any) -> None:
+    def _reached(self, stop: "_Cut | Entry", stream: Any, host: Host | None = None) -> None:
+        """What the host has to do there; `host`: what it decides by, where it has that already."""
+        if isinstance(stop, _Cut):
+            self._at = stop, self._host(stop, stream) if host is None else host
+            stop.module(stop.x_TD, stop.ids_TK, stop.weights_TK)
+        elif stop.watched:
+            stream.synchronize()  # as in `_host`
+            stop.tell()
+
+    def _decide_all(self, stops: "list[_Cut | Entry]", stream: Any) -> None:
         """The decisions behind a step that was computed in one piece."""
-        hosts = [self._host(cut, stream) for cut in self.cuts]
-        watched = any(cut.module._forward_pre_hooks or cut.module._forward_hooks for cut in self.cuts)
+        cuts = [stop for stop in stops if isinstance(stop, _Cut)]
+        hosts = [self._host(cut, stream) for cut in cuts]
+        watched = any(cut.module._forward_pre_hooks or cut.module._forward_hooks for cut in cuts)
         if not watched:
             ids_LTK, weights_LTK = (torch.stack([host[i] for host in hosts]) for i in (0, 1))  # type: ignore[misc]
             if self.executor.all_hits(ids_LTK, weights_LTK):
                 return
-        for cut, host in zip(self.cuts, hosts, strict=True):
-            self._at = cut, host
-            cut.module(cut.x_TD, cut.ids_TK, cut.weights_TK)
+        for stop in stops:
+            self._reached(stop, stream, hosts[cuts.index(stop)] if isinstance(stop, _Cut) else None)
 
     def _decide(
         self, module: PooledExperts, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor
@@ -165,11 +186,9 @@ def _capture_stream(_device: int) -> torch.cuda.Stream:
     return torch.cuda.Stream()
 
 
-def _hidden_buffer(executor: DeviceExecutor, tokens: int) -> torch.Tensor | None:
-    """Page-locked room for the hidden states of every layer, where the host reads them."""
+def _room(executor: DeviceExecutor, tokens: int) -> torch.Tensor:
+    """Page-locked room for a hidden state of every layer, where the host reads it."""
     shape = executor.controller.shape
-    if not executor.reads_inputs:
-        return None
     return torch.empty(shape.layers, tokens, shape.hidden, dtype=torch.float32, pin_memory=torch.cuda.is_available())
 
 
@@ -177,14 +196,15 @@ class StepGraphs:
     """Replaces a model's `forward` for decode steps on a cache of fixed size (`generate(cache_implementation="static")`).
 
     The first step of a kind runs as always; the second is captured and from then on replayed: cut in front of every MoE
-    layer's decision, or, while every expert is in its slot, in one piece, the decisions being made behind it. Everything
+    layer's decision (and before its attention, where a predictor reads what enters there), or, while every expert is in its
+    slot, in one piece, the decisions being made behind it. Everything
     else (prompts, growing caches, caches that beams reorder, outputs beyond the logits, models that cannot be captured) goes
     the usual way. The steps' numbers are those of the usual way: the same kernels in the same order.
     """
 
     def __init__(self, model: Any, executor: DeviceExecutor, stack: ExitStack) -> None:
         self._executor: DeviceExecutor | None = executor
-        self._forward = model.forward
+        self._model, self._forward = model, model.forward
         self._seen: set[Any] = set()
         self._captured: dict[Any, _Captured] = {}
         self._cache: Any = None  # what captures point into: the cache, and where its tensors are
@@ -240,7 +260,9 @@ class StepGraphs:
         if not self._captured:  # the memory of graphs that are all gone cannot be used again
             self._memory = torch.cuda.graph_pool_handle()
         try:
-            self._captured[kind, whole] = _Captured(self._executor, self._forward, kwargs, whole, self._memory)
+            self._captured[kind, whole] = _Captured(
+                self._executor, self._model, self._forward, kwargs, whole, self._memory
+            )
         except (RuntimeError, TypeError, ValueError) as error:
             self.failed = error
             self._forget()

@@ -75,8 +75,13 @@ def decoder_layer(model: Any, layer: MoELayer) -> Any:
 
 def entering(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The residual stream [T, D] that a call of a decoder layer gets, rows in the order of the experts' input."""
-    x_BQD = args[0] if args else kwargs[next(iter(inspect.signature(module.forward).parameters))]
+    x_BQD = args[0] if args else kwargs[first_parameter(module)]
     return x_BQD.reshape(-1, x_BQD.shape[-1])
+
+
+def first_parameter(module: Any) -> str:
+    """What a module calls its first argument."""
+    return next(iter(inspect.signature(module.forward).parameters))
 
 
 def _router(parent: Any) -> Any:

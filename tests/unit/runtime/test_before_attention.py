@@ -4,6 +4,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,11 +21,14 @@ from rgpu.runtime import before_attention
 from rgpu.runtime.architecture import read_architecture
 from rgpu.runtime.loading import load_resident
 from rgpu.runtime.session import OffloadSession, sample_event
+from rgpu.runtime.step_graphs import StepGraphs
+from rgpu.traces import recorder
 from rgpu.traces.moe_layers import decoder_layer, moe_layers
 from rgpu.traces.recorder import TraceRecorder
 from rgpu.traces.storage import load_trace
 from rgpu.traces.trace import Trace
 from rgpu.types import MoEShape
+from tests import graphs_on_cpu
 from tests.live_models import LAYERS, TOP_K, Case, build, generate, prompts
 from tests.unit.runtime.test_device_executor import Late, opened
 from tests.unit.runtime.test_session import check
@@ -132,6 +136,56 @@ def test_a_forecast_is_made_between_the_experts_and_the_next_attention(
     assert said == 2 * [*a_pass, ("attention", 2), ("forecast", 2), ("experts", 2)]  # the last layer's state was there
     assert [before[index] for index in range(LAYERS)] == [1, 2, 2]  # the recorder's, and the executor's
     assert all(not decoder_layer(session.model, layer)._forward_pre_hooks for layer in moe_layers(session.model))
+
+
+@pytest.mark.parametrize(("slots", "handler"), [(4, "fetch"), (4, "zero_copy"), (10, "fetch")])
+def test_captured_steps_decide_and_record_the_same(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, slots: int, handler: str
+) -> None:
+    """Cut before attention too, or (every expert resident) in one piece: tokens, logits and decisions of steps without graphs,
+    and a trace whose replay decides the same."""
+    graphs_on_cpu.on_cpu(monkeypatch)
+    monkeypatch.setattr(recorder, "is_capturing", lambda: graphs_on_cpu.Graph.capturing is not None)
+    folder = build("qwen3_moe", tmp_path / "m", hidden_size=64, moe_intermediate_size=32)
+    predictor = PreAttention(epochs=0, horizon=2).fit(recorded(folder, tmp_path / "t.safetensors"))
+    pool = PoolConfig("layer", slots)
+    said: list[tuple[str, int]] = []
+
+    def made(shape: Any) -> Controller:
+        hot = np.ones((shape.layers, shape.experts), np.int64) if slots == shape.experts else None
+        return Controller(Lru(), shape, pool, predictor=Spy(predictor, said), planner=planner(), uses_LE=hot)
+
+    def run(session: OffloadSession, path: Path, graphs: bool) -> tuple[Any, Controller]:
+        with ExitStack() as stack:
+            late = Late(session, made, handler, 3)
+            make, late.executor._kernels = late.executor._make_kernel, {}
+            late.executor._make_kernel = lambda: graphs_on_cpu.Kernel(make())
+            before_attention.attach(session.model, late.executor, stack)
+            recording = stack.enter_context(TraceRecorder(session.model, path, pre_attention=True, padding=True))
+            late.executor.rows_of_pass = lambda: recording.tracker.current
+            steps = StepGraphs(session.model, late.executor, stack) if graphs else None
+            out = session.model.generate(
+                **prompts(4), max_new_tokens=9, min_new_tokens=9, do_sample=False, pad_token_id=0, disable_compile=True,
+                output_logits=True, return_dict_in_generate=True, cache_implementation="static",
+            )  # fmt: skip
+            if steps is not None:
+                (captured,) = steps._captured.values()
+                # ends before the experts of each layer, before attention of all but the first, and at the step's end
+                assert len(captured.graphs) == (1 if slots == 10 else LAYERS + (LAYERS - 1) + 1)
+                assert steps.replayed == 7 and steps.failed is None
+            return out, late.controller
+
+    with opened(folder, cache, Lru(), pool) as session:
+        usual, before = run(session, tmp_path / "usual.safetensors", False)
+        asked, said[:] = list(said), []
+        replayed, after = run(session, tmp_path / "graphs.safetensors", True)
+    assert torch.equal(usual.sequences, replayed.sequences) and said == asked
+    assert all(torch.equal(a, b) for a, b in zip(usual.logits, replayed.logits, strict=True))
+    assert before.log == after.log and (slots == 10 or after.prefetch_hits > 0)
+    once, again = (load_trace(tmp_path / f"{name}.safetensors") for name in ("usual", "graphs"))
+    assert once.pre_attention is not None and again.pre_attention is not None
+    np.testing.assert_array_equal(once.pre_attention, again.pre_attention)
+    assert replay_events(made(after.shape), routing_events(again)).log == after.log
 
 
 def test_eviction_by_a_forecast_that_comes_later_is_refused(fitted: PreAttention) -> None:
