@@ -12,7 +12,7 @@ import torch
 from rgpu.experiments.benching import correctness, looking_ahead
 from rgpu.experiments.benching.correctness import KERNELS, Case, cases, check
 from rgpu.experiments.benching.table import read_rows
-from rgpu.kernels import gather, lookahead, resolve, sort_pairs, topk
+from rgpu.kernels import gather, lookahead, resolve, route, sort_pairs, topk
 from rgpu.kernels.shapes import FAMILIES
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.py"
@@ -86,7 +86,7 @@ def test_every_kernel_of_every_format_is_planned() -> None:
 def test_lookahead_is_checked_and_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, few = torch.device("cpu"), (lookahead.CASES[5], lookahead.Case(1, 8, 2, 12, 4, "threshold", 5))
     monkeypatch.setattr(lookahead, "CASES", few)
-    for other in (topk, sort_pairs, resolve, gather):
+    for other in (topk, sort_pairs, resolve, route, gather):
         monkeypatch.setattr(other, "CASES", ())
     rows = list(correctness.small_kernels(cpu))
     assert [row["kernel"] for row in rows] == ["lookahead"] * 2
