@@ -1,5 +1,8 @@
 """The clock held against runs on a GPU, on made-up ids: the trace of forced routing, decisions, calibration and its rows."""
 
+import importlib.util
+import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from rgpu.experiments.benching.gpu_runs import (
 from rgpu.experiments.benching.gpu_validation import COLUMNS, calibrate, median_s, rates_of, validate
 from rgpu.experiments.benching.gpu_validation_figure import draw
 from rgpu.experiments.benching.made_model import ForcedRouting, skeleton
+from rgpu.experiments.benching.table import read_rows, write_rows
 from rgpu.experiments.suites.validating.judging import verdict
 from rgpu.planning.model_facts import ModelFacts
 from rgpu.policies.loop import DEMAND_LOADS, HITS
@@ -34,6 +38,7 @@ from rgpu.replay.timing.machine import Machine
 from rgpu.runtime.model_bytes import facts_of
 from rgpu.types import RoutingEvent
 
+SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "gpu_validation.py"
 STEPS = 12
 RATES = Machine(name="made up", bytes_per_s=4e12, link_bytes_per_s=5e10, zero_copy_bytes_per_s=4e10)
 LAUNCH_S = {True: 2e-5, False: 3e-5}
@@ -194,3 +199,48 @@ def test_bad_input(facts: ModelFacts, ids_NLK: np.ndarray, runs: list[GpuRun]) -
         calibrate(runs[:4], RATES, "small")
     with pytest.raises(InputError, match="got fused=False; expected a resident row"):
         validate([runs[0], *runs[3:], run(facts, ids_NLK, fused=False)], RATES, RATES, {"small": "small"})
+
+
+@pytest.fixture
+def script(facts: ModelFacts, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script, whose Qwen3-30B-A3B is the small model."""
+    spec = importlib.util.spec_from_file_location("gpu_validation_script", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "facts", lambda name: replace(facts, name=name))
+    return module
+
+
+def called(script: Any, monkeypatch: pytest.MonkeyPatch, folder: Path, routing: Path) -> int:
+    arguments = ["--rows", f"{folder}/engine.csv", "--transfers", f"{folder}/transfers.csv", "--routing", str(routing)]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments, "--figures", str(folder / "figures")])
+    with pytest.raises(SystemExit) as ended:
+        script.main()
+    return int(str(ended.value.code))
+
+
+def test_the_script(
+    script: Any, runs: list[GpuRun], ids_NLK: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    rows = [{**r.row, "model": "Qwen3-30B-A3B"} for r in runs] + [{**runs[0].row, "graphs": "False"}]
+    write_rows(tmp_path / "engine.csv", rows, list(rows[0]))
+    transfers = [
+        {"way": "memcpy_to_device", "mib": 64, "gb_per_s_p50": 50},
+        {"way": "gather_from_host", "mib": 64, "gb_per_s_p50": 40},
+    ]
+    write_rows(tmp_path / "transfers.csv", transfers, list(transfers[0]))
+    assert called(script, monkeypatch, tmp_path, tmp_path) == 2
+    assert capsys.readouterr().err.startswith("gpu_validation: --routing: got no ")
+    np.save(tmp_path / "qwen.npy", ids_NLK)
+    assert called(script, monkeypatch, tmp_path, tmp_path) == 0
+    found = json.loads((tmp_path / "validation.json").read_text())
+    assert (found["rows"], found["decisions_same"], found["judged"]["error"]["configurations"]) == (7, 7, 3)
+    assert len(read_rows(tmp_path / "validation.csv")) == 7 and (tmp_path / "figures" / "validation_gpu.png").exists()
+    write_rows(tmp_path / "engine.csv", [{**row, "hit_rate": "0.1234"} for row in rows], list(rows[0]))
+    assert called(script, monkeypatch, tmp_path, tmp_path) == 1
+    assert "decisions DIFFER" in capsys.readouterr().out
+    write_rows(tmp_path / "engine.csv", [{**rows[0], "model": "another"}], list(rows[0]))
+    assert called(script, monkeypatch, tmp_path, tmp_path) == 2
+    assert capsys.readouterr().err.startswith("gpu_validation: --rows: got the model another; expected some of ")
