@@ -4,7 +4,7 @@ The reference model is small, so its routing is timed with the layers of a real 
 and operations of `conf/cost`, labelled in the trace's name. Legend: S sequences, P passes.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -202,9 +202,8 @@ def slots_of(trace: Trace, share: float) -> int:
     return max(trace.header.top_k + 1, round(share * trace.header.num_experts))
 
 
-def arms_of(names: Sequence[str], quick: bool, after: Collection[str] = ()) -> list[Arm]:
-    """The grid: every planner under LRU, and with eviction by the same forecast those that can use it. `after`: names of
-    predictors that speak once the event is computed, when it has evicted."""
+def arms_of(names: Sequence[str], quick: bool) -> list[Arm]:
+    """The grid: every planner under LRU, and with eviction by the same forecast those that can use it."""
     plain = ("top_k", "budgeted", "expected_value")
     planners = (
         ("top_k", "expected_value") if quick else (*plain, "threshold", "percentile", "multi_horizon", "adaptive_width")
@@ -212,9 +211,8 @@ def arms_of(names: Sequence[str], quick: bool, after: Collection[str] = ()) -> l
     arms = [BASELINE]
     for name in names:
         arms += [Arm(name, planner) for planner in planners]
-        if name not in after:
-            joint = ("expected_value",) if quick else (NONE, *plain)
-            arms += [Arm(name, planner, "joint_forecast") for planner in joint]
+        joint = ("expected_value",) if quick else (NONE, *plain)
+        arms += [Arm(name, planner, "joint_forecast") for planner in joint]
     return arms
 
 

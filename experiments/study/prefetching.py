@@ -49,8 +49,7 @@ def run(
     work = {name: work_of(found[name], some) for name in names}
     court = Court(some, {name: found[name] for name in names}, predicting=work)
     shares, machines = ((SHARE,), FEW) if quick else (SHARES, FEW)
-    after = {name for name in names if "pre_attention" in getattr(found[name], "needs", ())}
-    arms = arms_of([*names, ORACLE], quick, after)
+    arms = arms_of([*names, ORACLE], quick)
     with tqdm(total=len(arms) * len(shares), desc="prefetching", unit="arm", disable=None) as bar:
         tables = rows(court, at, arms, shares, machines, bar)
     judged = (FREE.predictor, DEFAULT.predictor)

@@ -61,11 +61,6 @@ class Controller:
         if (predictor is None) != (planner is None):
             raise InputError("prefetch: got a predictor or a planner alone; expected both or neither")
         self.waits = "pre_attention" in getattr(predictor, "needs", ())
-        if self.waits and policy.traits.forecast:
-            raise InputError(
-                f"policy {policy.name}: got predictor {getattr(predictor, 'name', '')}, whose forecast comes after the "
-                "event that the policy evicts for; expected another predictor, such as linear, or a policy such as lru"
-            )
         if touch_order not in TOUCH_ORDERS:
             raise InputError(f"replay.touch_order: got {touch_order!r}; expected one of {', '.join(TOUCH_ORDERS)}")
         self.policy, self.shape, self.predictor, self.planner = policy, shape, predictor, planner
@@ -199,8 +194,12 @@ class Controller:
             self._stamp += 3
             experts = experts[:n].copy()
         keys = experts + np.int32(self.layout.base[event.layer])
+        self._forecast = None
         if self.policy.traits.forecast and self.predictor is not None:
-            self._foresee(self.predictor, event)
+            if self.waits:  # what was forecast of this event is past, and of its layer's next one nothing is said yet
+                self._chances_E(event.layer)[:] = 0
+            else:
+                self._forecast = self._foresee(self.predictor, event)
         feature = np.zeros((1, 0), np.float32)
         if self.feature:
             feature = event_feature(self.feature, ids_TK, weights_TK, event.hidden_TD, event.logits_TE,
@@ -255,10 +254,8 @@ class Controller:
         out = self.wishes()
         if self.predictor is None or self.planner is None or self._last is None:
             return out
-        event, forecast = self._last, self._forecast
-        if forecast is None:
-            self.predictor.observe(event)
-            forecast = self.predictor.predict()
+        event = self._last
+        forecast = self._foresee(self.predictor, event) if self._forecast is None else self._forecast
         if hasattr(self.planner, "observe"):
             self.planner.observe(event)
         wanted: dict[int, list[int]] = {}
@@ -285,13 +282,21 @@ class Controller:
         self._last = replace(self._last, pre_attention_TD=pre_attention_TD)
         return self.ahead()
 
-    def _foresee(self, predictor: Predictor, event: RoutingEvent) -> None:
-        """One forecast for eviction and prefetch: made once the routing is known, before anything is evicted for it."""
+    def _foresee(self, predictor: Predictor, event: RoutingEvent) -> Forecast:
+        """One forecast for eviction and prefetch: made once the routing is known, before anything is evicted for it; by a
+        predictor that `waits`, after that, so that it evicts for what is loaded ahead and for the events that follow."""
         predictor.observe(event)
-        self._forecast = forecast = predictor.predict()
-        for layer, probs_E in zip(forecast.layers.tolist(), forecast.probs_HE, strict=True):
-            first = int(self.layout.base[layer])
-            self._f[self.pool_of(layer), 0, first : first + self.shape.experts] = probs_E
+        forecast = predictor.predict()
+        if self.policy.traits.forecast:
+            for layer, probs_E in zip(forecast.layers.tolist(), forecast.probs_HE, strict=True):
+                self._chances_E(layer)[:] = probs_E
+        return forecast
+
+    def _chances_E(self, layer: int) -> np.ndarray:
+        """What a policy that evicts by forecasts reads of one layer."""
+        first = int(self.layout.base[layer])
+        chances_E: np.ndarray = self._f[self.pool_of(layer), 0, first : first + self.shape.experts]
+        return chances_E
 
     def _step(
         self, pool: int, kind: int, keys: np.ndarray, mass: np.ndarray, touch: np.ndarray, feature: np.ndarray

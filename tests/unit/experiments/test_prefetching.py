@@ -15,7 +15,7 @@ from rgpu.experiments.figures import prefetch_break_even, prefetch_tpot
 from rgpu.experiments.study import break_even
 from rgpu.experiments.study.break_even import COLUMNS, Grid, atlas, machine_at, needed
 from rgpu.experiments.study.predicting_time import Work, hidden_of
-from rgpu.experiments.study.prefetch_time import BASELINE, COST, FEW, ORACLE, Arm, Court, arms_of, slots_of
+from rgpu.experiments.study.prefetch_time import BASELINE, COST, FEW, ORACLE, Arm, Court, slots_of
 from rgpu.experiments.study.prefetch_verdict import OTHERS, judge, outcome, sentence
 from rgpu.experiments.study.prefetching import run
 from rgpu.experiments.study.time_saved import worded
@@ -193,12 +193,6 @@ def test_a_state_that_is_read_beside_the_routers_choice_costs_a_wait() -> None:
     trace, where, cost = learnable_trace(), machine("h200"), cost_of(yamls("cost")[COST], 4)
     once, twice = (Work(1e-6, readbacks=n).seconds(where, cost, trace) for n in (0, 1))
     assert twice - once == pytest.approx(where.sync_s) and where.sync_s > 0
-
-
-def test_who_speaks_after_the_event_evicts_for_none() -> None:
-    arms = arms_of(["linear", "pre_attention"], quick=False, after={"pre_attention"})
-    evicting = {arm.predictor for arm in arms if arm.policy == "joint_forecast"}
-    assert evicting == {"linear"} and Arm("pre_attention", "expected_value") in arms
 
 
 def test_what_loads_nothing_never_pays_in_the_atlas(monkeypatch: pytest.MonkeyPatch) -> None:

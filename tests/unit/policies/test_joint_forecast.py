@@ -25,6 +25,7 @@ class Scripted:
     """Forecasts that are written down, and how often they were asked for."""
 
     name = "scripted"
+    needs: tuple[str, ...] = ()
 
     def __init__(self, rows: list[dict[int, list[float]]]) -> None:
         self.rows, self.asked, self.seen = rows, 0, 0
@@ -63,6 +64,32 @@ def test_the_least_likely_goes_and_prefetch_reads_the_same_forecast() -> None:
         controller.ahead()
     assert controller.observe(event(0, 2)).victims.tolist() == [1]  # LRU would have evicted 0
     assert predictor.asked == predictor.seen == 4
+
+
+def test_a_forecast_made_later_evicts_for_its_loads_and_the_events_to_come() -> None:
+    after = [
+        {1: [0.9, 0.1, 0.0, 0.0], 0: [0.5, 0.0, 0.0, 0.0]},
+        {1: [0.2, 0.7, 0.0, 0.0]},
+        {1: [0.7, 0.0, 0.9, 0.0], 0: [0.0, 0.5, 0.0, 0.0]},
+        {1: [0.0, 0.0, 0.0, 0.0]},
+    ]
+    predictor = Scripted(after)
+    predictor.needs = ("pre_attention",)
+    pool, made = PoolConfig("global", 3), []
+    controller = Controller(
+        JointForecast(recency=0.0), MoEShape(2, 4, 1), pool, predictor=predictor, planner=TopK(1, horizon=1)
+    )
+    controller.start()
+    for number, (layer, expert) in enumerate(((0, 0), (1, 1), (0, 1), (1, 3))):
+        victims = controller.observe(event(layer, expert)).victims.tolist()
+        assert predictor.asked == number and controller.wishes() == []
+        loads = controller.later(np.zeros((1, 2), np.float32))
+        assert predictor.asked == number + 1
+        made.append((victims, [(d.layers.tolist(), d.experts.tolist(), d.victims.tolist()) for d in loads]))
+    assert made[:2] == [([-1], [([1], [0], [-1])]), ([-1], [])]
+    # expert 0 had a chance of 0.5, but in an event that is past; then key 5 has less than the older key 4
+    assert made[2] == ([0], [([1], [2], [5])])
+    assert made[3][0] == [4]
 
 
 def test_without_a_predictor_it_is_lru() -> None:

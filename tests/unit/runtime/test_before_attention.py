@@ -58,19 +58,19 @@ def planner() -> TopK:
 
 
 @pytest.mark.parametrize(("scope", "slots"), [("layer", 4), ("global", 12)])
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize(("batch", "policy"), [(1, Lru()), (4, Lru()), (1, JointForecast()), (4, JointForecast())])
 def test_a_live_run_is_its_replay(
-    cases: dict[str, Case], cache: Path, fitted: PreAttention, batch: int, scope: str, slots: int
+    cases: dict[str, Case], cache: Path, fitted: PreAttention, batch: int, policy: Any, scope: str, slots: int
 ) -> None:
     pool = PoolConfig(scope, slots)
-    trace, live = check(cases["qwen3_moe"], cache, batch, Lru(), pool, predictor=fitted, planner=planner())
+    trace, live = check(cases["qwen3_moe"], cache, batch, policy, pool, predictor=fitted, planner=planner())
     assert trace.pre_attention is not None and live.prefetch_hits > 0
-    replayed = Controller(Lru(), live.shape, pool, predictor=fitted, planner=planner())
+    replayed = Controller(policy, live.shape, pool, predictor=fitted, planner=planner())
     assert replay_events(replayed, routing_events(trace)).log == live.log
     if batch == 1:
         all_at_once: Any = RecordedForecasts(fitted, trace)
         assert all_at_once.needs == fitted.needs
-        again = Controller(Lru(), live.shape, pool, predictor=all_at_once, planner=planner())
+        again = Controller(policy, live.shape, pool, predictor=all_at_once, planner=planner())
         assert replay_events(again, routing_events(trace)).log == live.log
 
 
@@ -138,9 +138,14 @@ def test_a_forecast_is_made_between_the_experts_and_the_next_attention(
     assert all(not decoder_layer(session.model, layer)._forward_pre_hooks for layer in moe_layers(session.model))
 
 
-@pytest.mark.parametrize(("slots", "handler"), [(4, "fetch"), (4, "zero_copy"), (10, "fetch")])
+CAPTURED: list[tuple[int, str, Any]] = [
+    (4, "fetch", Lru()), (4, "zero_copy", Lru()), (10, "fetch", Lru()), (4, "fetch", JointForecast()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("slots", "handler", "policy"), CAPTURED)
 def test_captured_steps_decide_and_record_the_same(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, slots: int, handler: str
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, slots: int, handler: str, policy: Any
 ) -> None:
     """Cut before attention too, or (every expert resident) in one piece: tokens, logits and decisions of steps without graphs,
     and a trace whose replay decides the same."""
@@ -153,7 +158,7 @@ def test_captured_steps_decide_and_record_the_same(
 
     def made(shape: Any) -> Controller:
         hot = np.ones((shape.layers, shape.experts), np.int64) if slots == shape.experts else None
-        return Controller(Lru(), shape, pool, predictor=Spy(predictor, said), planner=planner(), uses_LE=hot)
+        return Controller(policy, shape, pool, predictor=Spy(predictor, said), planner=planner(), uses_LE=hot)
 
     def run(session: OffloadSession, path: Path, graphs: bool) -> tuple[Any, Controller]:
         with ExitStack() as stack:
@@ -186,11 +191,6 @@ def test_captured_steps_decide_and_record_the_same(
     assert once.pre_attention is not None and again.pre_attention is not None
     np.testing.assert_array_equal(once.pre_attention, again.pre_attention)
     assert replay_events(made(after.shape), routing_events(again)).log == after.log
-
-
-def test_eviction_by_a_forecast_that_comes_later_is_refused(fitted: PreAttention) -> None:
-    with pytest.raises(InputError, match="policy joint_forecast: got predictor pre_attention"):
-        Controller(JointForecast(), shape_of(fitted), PoolConfig("layer", 4), predictor=fitted, planner=planner())
 
 
 def test_a_trace_without_the_states_is_refused(fitted: PreAttention) -> None:
