@@ -16,7 +16,7 @@ from rgpu.runtime.session import sample_event
 from rgpu.traces.trace import Trace
 from rgpu.types import MoEShape
 
-CANDIDATES = ("previous_token", "markov", "gate_lookahead", "linear", "low_rank", "mlp")
+CANDIDATES = ("previous_token", "markov", "gate_lookahead", "linear", "pre_attention", "low_rank", "mlp")
 AGAIN = Arm(NONE, NONE, "lru again")  # the baseline once more: what a difference of nothing looks like
 EVICTS = Arm(DEFAULT.predictor, NONE, DEFAULT.policy)
 PERFECT = (Arm(ORACLE, FREE.planner), Arm(ORACLE, NONE, DEFAULT.policy), Arm(ORACLE, DEFAULT.planner, DEFAULT.policy))
@@ -45,6 +45,10 @@ class Entrants:
         """Whether the arm's events carry the router's input."""
         return "hidden" in getattr(self.predictors.get(arm.predictor), "needs", ())
 
+    def states(self, arm: Arm) -> bool:
+        """Whether the arm reads a state of each layer, the router's input or another."""
+        return not {"hidden", "pre_attention"}.isdisjoint(getattr(self.predictors.get(arm.predictor), "needs", ()))
+
     def source(self, arm: Arm) -> Any:
         """What forecasts: a fitted predictor, or a lookup of what the recorded run did next; None where nothing looks at it."""
         if arm.predictor == ORACLE:
@@ -68,7 +72,8 @@ class Entrants:
 
 def compiled(predictor: Any, shape: MoEShape) -> Any:
     """The predictor after its first forecast, which compiles."""
-    predictor.check(shape).observe(sample_event(shape, "hidden" in getattr(predictor, "needs", ())))
+    needs = getattr(predictor, "needs", ())
+    predictor.check(shape).observe(sample_event(shape, "hidden" in needs, "pre_attention" in needs))
     predictor.predict()
     predictor.reset()
     return predictor

@@ -95,7 +95,13 @@ class Contest:
     def record(self) -> None:
         """The trace of each text, which the oracle reads and replays go through, and what every run has to print."""
         for text in self.texts:
-            self.recorded.append(run_text(self.host, Link(), text, _plain, hidden=True, record=True))
+            self.recorded.append(run_text(self.host, Link(), text, self._plain, hidden=True, record=True))
+
+    def _plain(self, shape: MoEShape) -> Controller:
+        """What records: LRU with a quarter of the experts, and a predictor, not listened to, for what enters each layer."""
+        pool = PoolConfig(slots=max(shape.top_k + 1, shape.experts // 4))
+        reader = next((p for p in self.predictors.values() if "pre_attention" in getattr(p, "needs", ())), None)
+        return Controller(Lru(), shape, pool, predictor=reader, planner=None if reader is None else NoPrefetch())
 
     def entrants(self, text: int, slots: int, link: Link) -> Entrants:
         trace = self.recorded[text].trace
@@ -148,11 +154,11 @@ class Contest:
 
     def _standing(self, arm: Arm, runs_SR: list[list[LiveRun]], link: Link, slots: int) -> Standing:
         decided, decide_s, ends = [], [], dict.fromkeys(("useful", "wasted", "pending", "harmful"), 0)
-        hidden = False
+        states = False
         for text, repeats in enumerate(runs_SR):
             entrants, trace = self.entrants(text, slots, link), self.recorded[text].trace
             assert trace is not None
-            hidden = entrants.hidden(arm)
+            states = entrants.states(arm)
             fresh = entrants.factory(arm, timed=False)(self.shape)
             decide_s.append(event_seconds(fresh, trace))
             if any(run.log != fresh.log for run in repeats):
@@ -165,18 +171,13 @@ class Contest:
                 after = found.decisions.proactive[:, 0] >= trace.layers  # those submitted in decode passes
                 for name, count in outcomes(found.decisions, shadow.decisions).counts(after).items():
                     ends[name] += count
-        machine = self.clock.machine(link, float(np.median(decide_s)), hidden)
+        machine = self.clock.machine(link, float(np.median(decide_s)), states)
         simulated = [
             self.clock.decode_s(found.decisions, run.trace, machine)
             for found, run in zip(decided, self.recorded, strict=True)
             if run.trace is not None
         ]
         return standing(arm, runs_SR, np.array(simulated), ends, float(np.median(decide_s)), self.shape.layers)
-
-
-def _plain(shape: MoEShape) -> Controller:
-    """What records: LRU with a quarter of the experts."""
-    return Controller(Lru(), shape, PoolConfig(slots=max(shape.top_k + 1, shape.experts // 4)))
 
 
 def _resident(shape: MoEShape) -> Controller:

@@ -98,6 +98,10 @@ class TimedPredictor:
     def name(self) -> str:
         return self.inner.name
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(getattr(self.inner, "needs", ()))  # says when it is asked
+
     def reset(self) -> None:
         self.inner.reset()
 

@@ -113,9 +113,11 @@ def run(
 
 
 def cheap(bench: Bench, material: Material, scored: Trace) -> tuple[dict[str, Any], dict[str, float]]:
-    """(fitted candidates by name, microseconds of those that take too long). What cannot be fitted here is left out."""
+    """(fitted candidates by name, microseconds of those that take too long). What cannot be fitted here is left out, and what
+    has no part in the quick form."""
     fitted, costly = {}, {}
-    for name in (n for n in CANDIDATES if n in bench.names):
+    named = {arm.predictor for arm in arms_of(CANDIDATES, bench.quick)}
+    for name in (n for n in CANDIDATES if n in bench.names and n in named):
         try:
             predictor = bench.fitted(name, material, material.subject.calibration, "calibration")
         except InputError:

@@ -25,6 +25,7 @@ from rgpu.experiments.suites.predicting.live import FULL, record, size_of
 from rgpu.planning.top_k import TopK
 from rgpu.policies.loop import COUNTS, LOADED_BYTES, PREFETCH_HITS, PROACTIVE_LOADS, WASTED
 from rgpu.predictors.popularity import Popularity
+from rgpu.predictors.pre_attention import PreAttention
 from rgpu.replay.stream import routing_events
 from rgpu.replay.timing.engine_profile import EngineProfile, PassCosts
 from rgpu.results.rows import frame
@@ -33,6 +34,7 @@ from tests.live_models import build
 from tests.predicting import learnable_trace
 from tests.result_rows import CONTEXT
 from tests.support import routed_trace
+from tests.unit.runtime.test_before_attention import recorded
 
 FAST = Link(50.0)
 ARMS = [BASELINE, AGAIN, Arm("popularity", "top_k"), Arm("popularity", "none", "joint_forecast"), *PERFECT]
@@ -98,6 +100,21 @@ def test_a_contest_prints_and_decides_the_same(contest: Contest) -> None:
         assert {a["verdict"] for a in judged["arms"][1:]} == {"cannot tell"}  # two texts
 
 
+def test_one_that_is_asked_before_attention_competes(host: Host, tmp_path: Path) -> None:
+    trace = recorded(build("qwen3_moe", tmp_path / "m"), tmp_path / "t.safetensors")
+    late = {"pre_attention": PreAttention(epochs=0, horizon=2).fit(trace)}
+    arms = [
+        BASELINE, Arm("pre_attention", "top_k"), Arm("pre_attention", "top_k", "joint_forecast"),
+        Arm("pre_attention", "expected_value", "joint_forecast"),
+    ]  # fmt: skip
+    contest = Contest(host, [Text((5, 9, 12, 7, 30, 31, 32), 3)], late, arms, clock(FAST), Quiet(9.0, 0.0))
+    (table,) = contest.hold(Size(1, 4, 1, (0.4,), (FAST,), 1, 0.0), {0.4: 4})
+    own = contest.recorded[0].trace
+    assert own is not None and own.pre_attention is not None
+    for arm in table.standings[1:3]:
+        assert arm.per_pass["loads_ahead"] > 0 and arm.predict_us > 0
+
+
 def test_another_output_or_decision_stops_the_contest(contest: Contest, monkeypatch: pytest.MonkeyPatch) -> None:
     size = Size(1, 4, 1, (0.4,), (FAST,), 1, 0.0)
     monkeypatch.setattr(live_contest, "event_seconds", lambda controller, trace: 1e-5)  # decides nothing
@@ -113,7 +130,8 @@ def test_another_output_or_decision_stops_the_contest(contest: Contest, monkeypa
 
 def test_what_is_recorded_is_what_was_fed(host: Host) -> None:
     text = Text((5, 9, 12, 7, 30), 3)
-    run = run_text(host, FAST, text, live_contest._plain, hidden=True, record=True)
+    plain = Contest(host, [text], {}, ARMS, clock(FAST), Quiet(9.0, 0.0))._plain
+    run = run_text(host, FAST, text, plain, hidden=True, record=True)
     trace = run.trace
     assert trace is not None and trace.token_ids is not None and trace.hidden is not None and trace.phase is not None
     assert trace.token_ids.tolist() == list(text.tokens) and (trace.phase == DECODE).sum() == 2 == len(run.wall_P)
