@@ -12,8 +12,11 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from rgpu.kernels.compute_cpu import CpuCompute
 from rgpu.kernels.compute_triton import on_gpu
+from rgpu.planning.top_k import TopK
+from rgpu.policies.joint_forecast import JointForecast
 from rgpu.policies.lru import Lru
 from rgpu.policies.on_demand import OnDemand
+from rgpu.predictors.pre_attention import PreAttention
 from rgpu.quant.int4 import Int4
 from rgpu.quant.mxfp4 import Mxfp4
 from rgpu.replay.controller import Controller, replay_events
@@ -25,6 +28,8 @@ from rgpu.runtime.device_executor import ON_THE_HOST
 from rgpu.runtime.loading import load_resident
 from rgpu.runtime.ring_cache import ring_layers
 from rgpu.runtime.session import OffloadSession
+from rgpu.traces.recorder import TraceRecorder
+from rgpu.traces.storage import load_trace
 
 COLUMNS = ("check", "holds", "found")
 EXPERTS, TOP_K, LAYERS, TOKENS = 16, 4, 4, 24
@@ -193,6 +198,8 @@ def _quantised(kind: str, where: Path, stores: Path, quant: Any) -> Iterator[Res
     yield _guarded(f"{name}, all resident: the step as one graph", lambda: _whole(opened, static))
     yield _guarded(f"{name} in float32, fused dense parts: near the others", lambda: _fused(opened, exact))
     yield _guarded(f"{name}: a replay of the run's own trace decides the same", lambda: _again(opened))
+    early = f"{name}, prefetch by what enters a layer, graphs cut before attention: bits, and the replay's decisions"
+    yield _guarded(early, _before_attention, where, stores, quant, static)
     yield _guarded(f"{name}: pools that change their size between steps of graphs", lambda: _resized(opened, static))
 
 
@@ -263,3 +270,34 @@ def _again(opened: Any) -> tuple[bool, str]:
         replay_events(fresh, routing_events(session.trace()))
         same_log = fresh.log == session.log and fresh.hits == session.controller.hits
     return same_log and replayed > 0 and bool(fresh.log), f"{len(fresh.log)} decisions, {replayed} steps of graphs"
+
+
+def _before_attention(
+    where: Path, stores: Path, quant: Any, static: Any, device: str = "cuda", kernel: Any = on_gpu
+) -> tuple[bool, str]:
+    model, path = load_resident(where, read_architecture(where), torch.float32), where / "before.safetensors"
+    with TraceRecorder(model, path, hidden=True, router_logits=True, pre_attention=True):
+        generated(model)
+    predictor = PreAttention(epochs=0, horizon=2).fit(load_trace(path))
+    policies: tuple[Any, ...] = (Lru(), JointForecast())
+    said, held = [], True
+    for policy in policies:
+
+        def made(shape: Any, policy: Any = policy) -> Controller:
+            pool, planner = PoolConfig("layer", 6), TopK(TOP_K, horizon=2)
+            return Controller(policy, shape, pool, predictor=predictor, planner=planner)
+
+        with OffloadSession.open(
+            where, made, dtype=torch.bfloat16, cache=stores, store="ram", device=device, quantize=quant, kernel=kernel
+        ) as session:
+            text = [generated(session.model, cache_implementation="static") for _ in range(2)]
+            steps, log, used = session.graphs, session.log, session.controller.prefetch_hits
+            fresh = replay_events(made(session.shape), routing_events(session.trace()))
+        replayed = 0 if steps is None else steps.replayed
+        alike, agreed = all(same(one, static) for one in text), fresh.log == log
+        held = held and alike and agreed and replayed > TOKENS and used > 0
+        said.append(
+            f"{policy.name}: {replayed} steps of graphs, {used} loads used, {'' if alike else 'not '}the bits, "
+            f"{'' if agreed else 'not '}the decisions"
+        )
+    return held, "; ".join(said)
