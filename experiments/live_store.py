@@ -125,6 +125,8 @@ def _check_places(cfg: DictConfig) -> None:
             f"pool.miss: got {cfg.pool.miss!r} with device={cfg.device}; expected one of {', '.join(handlers)}; set "
             "pool.miss=fetch"
         )
+    if cfg.fused and cfg.device == "cpu":
+        raise InputError("fused: got true with device=cpu; expected device=cuda; set fused=false")
     if cfg.pool.miss == ZERO_COPY and cfg.memory.vram is None and cfg.store != RAM:
         raise InputError(
             f"pool.miss: got zero_copy with store={cfg.store}; expected store=ram, every expert in memory that the GPU reads; "

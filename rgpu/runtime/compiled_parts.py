@@ -6,21 +6,31 @@ graphs take them in like any other kernel. Fused sums round otherwise than trans
 """
 
 import functools
+import os
+import shutil
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 
+from rgpu.errors import InputError
 from rgpu.traces.moe_layers import moe_layers
 
 ROTARY = "apply_rotary_pos_emb"
-_ROTARY_USERS: dict[str, tuple[int, Any]] = {}  # by modeling module: sessions that use the fused one, the original
+_ROTARY_USERS: dict[str, tuple[int, Any]] = {}  # by modeling module: models that use the fused one, the original
+_RUNNING = threading.local()  # depth: of forward passes of such models that this thread is in
 
 
 def compile_parts(model: Any, stack: ExitStack, *, backend: str = "inductor") -> list[str]:
-    """Replaces the parts of `model` for steps of one token a sequence, until `stack` closes; the kinds of parts found."""
+    """Replaces the parts of `model` for steps of one token a sequence, until `stack` closes; the kinds of parts found. Other
+    models of its kind keep their own. `InputError` without a C compiler, which torch.compile needs."""
+    if backend == "inductor" and not any(map(shutil.which, (os.environ.get("CC") or "gcc", "cc", "clang"))):
+        raise InputError(
+            "fused: got no C compiler; expected gcc, cc or clang, which torch.compile needs; install one, or set fused=false"
+        )
     found: set[str] = set()
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm") and not list(module.children()):
@@ -32,7 +42,7 @@ def compile_parts(model: Any, stack: ExitStack, *, backend: str = "inductor") ->
             found.add("routers")
     home = sys.modules[type(model).__module__]
     if hasattr(home, ROTARY):
-        _replace_rotary(home, stack, backend)
+        _replace_rotary(home, model, stack, backend)
         found.add("rotary")
     return sorted(found)
 
@@ -53,7 +63,10 @@ def _replace(module: Any, when: Callable[[Any], bool], stack: ExitStack, backend
     stack.callback(vars(module).pop, "forward", None)
 
 
-def _replace_rotary(home: Any, stack: ExitStack, backend: str) -> None:
+def _replace_rotary(home: Any, model: Any, stack: ExitStack, backend: str) -> None:
+    """A function of the module, that is of every model of the kind: the fused one is taken inside `model`'s passes only."""
+    stack.callback(model.register_forward_pre_hook(_enter).remove)
+    stack.callback(model.register_forward_hook(_leave, always_call=True).remove)
     users, original = _ROTARY_USERS.get(home.__name__, (0, getattr(home, ROTARY)))
     _ROTARY_USERS[home.__name__] = (users + 1, original)
     stack.callback(_leave_rotary, home)
@@ -64,9 +77,17 @@ def _replace_rotary(home: Any, stack: ExitStack, backend: str) -> None:
     @functools.wraps(original)
     def rotary(q: torch.Tensor, k: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         few = q.dim() == 4 and q.shape[2] == 1 and q.device.type != "meta"
-        return (fused if few else original)(q, k, *args, **kwargs)
+        return (fused if few and getattr(_RUNNING, "depth", 0) > 0 else original)(q, k, *args, **kwargs)
 
     setattr(home, ROTARY, rotary)
+
+
+def _enter(*_: Any) -> None:
+    _RUNNING.depth = getattr(_RUNNING, "depth", 0) + 1
+
+
+def _leave(*_: Any) -> None:
+    _RUNNING.depth -= 1
 
 
 def _leave_rotary(home: Any) -> None:

@@ -4,6 +4,7 @@ A word a pair, as `rgpu.kernels.route` writes them: the expert's id above the bi
 Legend: L MoE layers, P pairs of a pass (tokens x top-k).
 """
 
+import time
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 UNSEEN = -1  # a word that was not written yet
 _LOOKS = 256  # at the words between two looks at the device
+_TURN = 8  # looks after which other threads, which may be reading experts, get the interpreter
 
 
 class RoutedWords:
@@ -28,6 +30,8 @@ class RoutedWords:
         looks = 0
         while (word_P == UNSEEN).any():
             looks += 1
+            if looks % _TURN == 0:
+                time.sleep(0)
             if looks % _LOOKS == 0 and stream.query():  # all is done: whatever is there now stays; a fault raises
                 break
         ids_TK, weights_TK = unpacked(word_P)

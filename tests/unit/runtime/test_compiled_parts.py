@@ -9,6 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rgpu.errors import InputError
+from rgpu.runtime import compiled_parts
 from rgpu.runtime.compiled_parts import compile_parts, compiled
 from tests.live_models import build, generate, prompts
 
@@ -60,9 +62,29 @@ def test_many_batch_sizes_are_compiled() -> None:
     assert len(made) == 12 and compiled(double, backend) is fused
 
 
-def test_only_steps_of_one_token_are_fused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rgpu.runtime import compiled_parts
+def test_another_model_of_the_kind_keeps_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = counting(monkeypatch)
+    models: list[Any] = [AutoModelForCausalLM.from_pretrained(build("qwen3_moe", tmp_path)) for _ in range(2)]
+    with ExitStack() as stack:
+        compile_parts(models[0], stack)
+        with pytest.raises(IndexError):  # a pass that fails is over as well
+            models[0](input_ids=torch.full((1, 1), 10**6))
+        generate(models[1], prompts(1))
+        assert not calls
+        generate(models[0], prompts(1))
+        assert calls
 
+
+def test_no_compiler_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(build("qwen3_moe", tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with ExitStack() as stack, pytest.raises(InputError, match="^fused: got no C compiler; expected [^\n]*; [^\n]*$"):
+        compile_parts(model, stack)
+
+
+def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by every call of a fused part."""
     calls: list[int] = []
 
     def counted(function: Any, _backend: str) -> Any:
@@ -73,6 +95,11 @@ def test_only_steps_of_one_token_are_fused(tmp_path: Path, monkeypatch: pytest.M
         return run
 
     monkeypatch.setattr(compiled_parts, "compiled", counted)
+    return calls
+
+
+def test_only_steps_of_one_token_are_fused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = counting(monkeypatch)
     model: Any = AutoModelForCausalLM.from_pretrained(build("qwen3_moe", tmp_path))
     with ExitStack() as stack:
         compile_parts(model, stack)

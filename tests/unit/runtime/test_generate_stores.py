@@ -97,6 +97,7 @@ def test_misses_on_the_processor(wide: Path, store: str) -> None:
         ),
         (("pool.miss=cpu", "store=tier", "ram_experts=4"), "pool.miss: got cpu with store=tier"),
         (("pool.miss=split", "store=direct"), "pool.miss: got split with store=direct.*set store=disk"),
+        (("fused=true",), "fused: got true with device=cpu; expected device=cuda; set fused=false"),
         (("pool.miss=zero_copy",), "pool.miss: got 'zero_copy' with device=cpu; expected one of fetch, cpu"),
         (("device=cuda", "pool.miss=cpu"), "pool.miss: got cpu with experts in float32; expected quantised ones"),
         (
