@@ -158,20 +158,27 @@ def allocate(layout: RowLayout, rows: int, device: torch.device | None = None) -
     return raw[start : start + nbytes].view(rows, layout.stride)
 
 
-def renew_pools(pools: list[SlotPool], rows: list[int], device: torch.device) -> None:
+def renew_pools(pools: list[SlotPool], rows: list[int], device: torch.device) -> InputError | None:
     """Memory for other numbers of rows in the place of the pools' own, which goes first: there is never more than the larger
-    of both. All slots are EMPTY then. `InputError` where there is no memory for it: the pools have what they had, EMPTY."""
+    of both. All slots are EMPTY then. -> None, or why there is no memory for it: the pools have what they had, EMPTY.
+    `InputError` where even that is gone (to another process, say): the pools are of no use any more."""
     before = [pool.rows for pool in pools]
     for pool in pools:
         pool.release()
     try:
         made = _buffers(pools[0].layout, rows, device)
-    except InputError:
-        for pool, buffer_SB in zip(pools, _buffers(pools[0].layout, before, device), strict=True):
-            pool.renew(buffer_SB)
-        raise
+        short = None
+    except InputError as error:
+        short = error
+        try:
+            made = _buffers(pools[0].layout, before, device)
+        except InputError as gone:
+            raise InputError(
+                f"{gone}; there is none for the {sum(before)} slots that there were either, so the session is over"
+            ) from error
     for pool, buffer_SB in zip(pools, made, strict=True):
         pool.renew(buffer_SB)
+    return short
 
 
 def make_pools(layout: RowLayout, rows: list[int], device: torch.device) -> list[SlotPool]:

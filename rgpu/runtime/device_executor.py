@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rgpu.errors import InputError, RgpuError
+from rgpu.errors import InputError
 from rgpu.memory.slot_pool import SlotPool
 from rgpu.memory.slot_table import SlotTable
 from rgpu.replay.controller import Controller
@@ -80,7 +80,6 @@ class DeviceExecutor(PoolExecutor):
         self._kernels: dict[int, Any] = {}
         self._served: dict[tuple[int, ...], torch.Tensor] = {}  # all zeros: some wave had every pair
         self.readback = Readback()
-        self._broken = False
         self.step: Step = self.at_once  # changed while a step is captured or replayed
         self.transfer: DeviceTransfer
         super().__init__(controller, pools, transfer, None, rows_of_pass, hidden, store)  # type: ignore[arg-type]
@@ -97,6 +96,7 @@ class DeviceExecutor(PoolExecutor):
         self, module: PooledExperts, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor
     ) -> torch.Tensor:
         """The three steps one after the other."""
+        self.check()  # before the device reads slots that may be gone
         float_TK = self.hits(module.layer, x_TD, ids_TK, weights_TK)
         self.rest(module.layer, x_TD, ids_TK, weights_TK)
         return self.combine(x_TD, float_TK)
@@ -123,10 +123,7 @@ class DeviceExecutor(PoolExecutor):
     ) -> None:  # fmt: skip
         """Waits for the router's choice (unless the caller has: `host`), decides, and queues copies and, unless all is
         `computed` already, what `hits` could not compute (by `launch`, where that is something else than a kernel's call)."""
-        if self._broken:
-            raise RgpuError(
-                "cannot go on: a step of this session was cut short; close the session and open another one"
-            )
+        self.check()
         self._broken = True  # until the end: what an interrupted event has computed and decided cannot be told
         if host is None:
             host = self._read(ids_TK, weights_TK, x_TD if self.reads_inputs else None)
@@ -157,10 +154,6 @@ class DeviceExecutor(PoolExecutor):
         self.table.upload()
         self._broken = False
 
-    def cut_short(self) -> None:
-        """A step did not come to its end: no other can follow."""
-        self._broken = True
-
     def all_hits(self, ids_LTK: torch.Tensor, weights_LTK: torch.Tensor) -> bool:
         """Decides a pass whose experts were all in the table and are computed, in one go. False, and nothing is done, where
         that may not be what `rest` does one layer after the other."""
@@ -176,11 +169,10 @@ class DeviceExecutor(PoolExecutor):
 
     def entered(self, x_TD: torch.Tensor) -> None:
         """Waits for the device, which gives the state, decides, and queues the copies."""
-        self._broken, was_broken = True, self._broken  # `rest` says so
-        super().entered(x_TD)
-        self.settle()
-        self.table.upload()
-        self._broken = was_broken
+        with self.undivided():
+            super().entered(x_TD)
+            self.settle()
+            self.table.upload()
 
     def combine(self, x_TD: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         """[T, D]: the sum of what `hits` and `rest` computed."""

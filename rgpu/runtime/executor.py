@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from rgpu.contracts import TransferEngine
-from rgpu.errors import InputError
+from rgpu.errors import InputError, RgpuError
 from rgpu.memory.slot_pool import CopyState, SlotPool
 from rgpu.policies.loop import PREFETCH
 from rgpu.replay.controller import Controller
@@ -52,6 +52,7 @@ class PoolExecutor:
         self.store = store
         self.handler = handler
         self.in_place = 0
+        self._broken = False
         self._entered_TD: np.ndarray | None = None  # what entered the newest MoE layer, where the predictor reads it
         self._owed = False  # the planner's loads after the last event wait for that of the next one
         self.enter: Callable[[torch.Tensor], None] = self.entered  # changed while a step is captured
@@ -63,6 +64,7 @@ class PoolExecutor:
         self, module: PooledExperts, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor
     ) -> torch.Tensor:
         """[T, D]: what the experts of MoE layer `module.layer` give."""
+        self.check()
         event = self._event(module.layer, x_TD, ids_TK, weights_TK)
         decision = self.controller.observe(event)
         ahead, late = in_time(self._ahead(event), decision.pool)
@@ -87,6 +89,26 @@ class PoolExecutor:
         for load in late:
             self._submit(load)
         return self.compute.finish()
+
+    def check(self) -> None:
+        """Raises where something was cut short that leaves what cannot be told."""
+        if self._broken:
+            raise RgpuError(
+                "cannot go on: a step of this session, or a change of its pools, was cut short; close the session and open "
+                "another one"
+            )
+
+    def cut_short(self) -> None:
+        """Something did not come to its end: no step can follow."""
+        self._broken = True
+
+    @contextmanager
+    def undivided(self) -> Iterator[None]:
+        """What happens in here comes to its end, or no step can follow."""
+        self.check()
+        self._broken = True
+        yield
+        self._broken = False
 
     def entered(self, x_TD: torch.Tensor) -> None:
         """Takes what enters the next MoE layer, before its attention, and queues what is forecast from it."""

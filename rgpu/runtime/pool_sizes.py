@@ -75,7 +75,8 @@ class PoolSizes:
 
     def resize(self, rows: Sequence[int]) -> list[Resized]:
         """Gives each pool so many rows, between two passes. `InputError` for what cannot be, also where there is no memory for
-        more; then nothing has changed."""
+        more; then nothing has changed. What ends it otherwise (an interrupt, a read that fails, no memory for the slots that
+        there were) ends the session: experts are not where the controller has them."""
         number, controller, pools = self.number(), self.executor.controller, self.executor.pools
         if number is None:
             raise InputError(
@@ -89,18 +90,24 @@ class PoolSizes:
             check_resizable(controller.policy, controller.layout, p, slots, top - controller.staging)
         if not wanted:
             return []
+        self.executor.check()
         self._drain()
         anew = self.anew or any(count > len(pool.buffer) for count, pool in zip(rows, pools, strict=True))
-        if anew:
-            self._renew(list(rows))
-        made = [controller.resize(p, slots, number) for p, slots in wanted.items()]
-        if anew:
-            self._reload()
-        else:
-            for change in made:
-                self._arrange(change)
-        self.executor.rearranged()
-        self.history += [[number, p, slots] for p, slots in wanted.items()]
+        short, made = None, []
+        with self.executor.undivided():
+            if anew:
+                short = self._renew(list(rows))
+            if short is None:
+                made = [controller.resize(p, slots, number) for p, slots in wanted.items()]
+            if anew:
+                self._reload()
+            else:
+                for change in made:
+                    self._arrange(change)
+            self.executor.rearranged()
+            self.history += [[number, change.pool, change.slots] for change in made]
+        if short is not None:
+            raise short
         return made
 
     def _drain(self) -> None:
@@ -109,20 +116,17 @@ class PoolSizes:
             for slot in range(pool.rows):
                 if pool.state(slot) is CopyState.LOADING:
                     self.executor.transfer.wait(p, slot)
+        self.executor.transfer.still()  # type: ignore[attr-defined]
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def _renew(self, rows: list[int]) -> None:
+    def _renew(self, rows: list[int]) -> InputError | None:
+        """Other memory, with nothing in it; or the old sizes again, and why."""
         self.moved()
         for pool in self.executor.pools:
             pool.release()
         self.executor.let_go()
-        try:
-            renew_pools(self.executor.pools, rows, self.device)
-        except InputError:
-            self._reload()
-            self.executor.rearranged()
-            raise
+        return renew_pools(self.executor.pools, rows, self.device)
 
     def _arrange(self, change: Resized) -> None:
         pool, controller = self.executor.pools[change.pool], self.executor.controller

@@ -156,6 +156,9 @@ class DeviceTransfer:
         """The pools are in other memory; no copy may be on its way."""
         self._found.clear()
 
+    def still(self) -> None:
+        """Nothing to wait for on the host: what is cancelled never reached the device."""
+
     def close(self) -> None:
         """Drops what is not on the device and waits for what is; safe to call twice."""
         if not self._closed:

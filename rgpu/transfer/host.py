@@ -141,6 +141,14 @@ class HostTransfer:
             finally:
                 self._counts.stall_s += self._now() - begin_s
 
+    def still(self) -> None:
+        """Returns once nothing writes into a slot, a copy that was cancelled neither. Raises as `wait`."""
+        with self._lock:
+            while self._writing:
+                check_alive(self._error, self._closed)
+                if not self._landed.wait(_POLL_S) and not all(thread.is_alive() for thread in self._threads):
+                    self._fail(TransferError("a thread that copies has ended"))
+
     def close(self) -> None:
         """Stops the threads; copies that are not complete are dropped."""
         with self._lock:
@@ -222,6 +230,7 @@ class HostTransfer:
             if self._last.get((copy.pool, copy.slot)) is not copy:
                 self._count_cancelled(copy)
                 self._work.notify()  # the one that superseded it could not begin until now
+                self._landed.notify_all()  # see `still`
             elif end < target.nbytes:
                 (self._demand if copy.urgent else self._ahead).appendleft(copy)
             else:

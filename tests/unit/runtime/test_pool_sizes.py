@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rgpu.errors import InputError
+from rgpu.errors import InputError, RgpuError
 from rgpu.memory import slot_pool
 from rgpu.memory.slot_pool import CopyState
 from rgpu.policies.loop import GROW, SHRINK
@@ -239,6 +239,65 @@ def test_no_memory_for_more_leaves_all_as_it_was(
         assert session.sizes.rows() == [4, 4, 4] and session.controller.slots == [4, 4, 4] and not session.sizes.history
         sound(session._executor)
         assert torch.equal(generate(session.model, inputs)[0], sequences)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault", "ends"),
+    [
+        ("ram", "interrupt 1", KeyboardInterrupt),
+        ("ram", "interrupt 13", KeyboardInterrupt),
+        ("ram", "interrupt 18", KeyboardInterrupt),
+        ("direct", "read", InputError),
+        ("ram", "memory", InputError),
+    ],
+)
+def test_a_change_cut_short_is_the_end(
+    folder: Path, stores: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fault: str, ends: Any
+) -> None:
+    """Slots that the table names are empty then: the device must not compute from them."""
+    with opened(folder, stores, Lru(), PoolConfig("layer", 6)) as session:
+        late = Late(session, lru(6), "fetch", 3, kind)
+        generate(session.model, prompts(4))
+        sizes = PoolSizes(late.executor, torch.device("cpu"), lambda: 0, lambda: None, True)
+        submit, calls = late.transfer.submit, [0]
+
+        def interrupted(*arguments: Any) -> None:
+            calls[0] += 1
+            if fault == f"interrupt {calls[0]}":
+                raise KeyboardInterrupt
+            submit(*arguments)
+
+        def failing(*_: Any) -> None:
+            raise InputError("cannot do it")
+
+        with monkeypatch.context() as during:
+            during.setattr(late.transfer, "submit", interrupted)
+            if fault == "read":
+                during.setattr(late.store, "read_into", failing)
+            if fault == "memory":
+                during.setattr(slot_pool, "allocate", failing)
+            with pytest.raises(ends, match="cannot do it; .* 18 slots .* over" if fault == "memory" else None):
+                sizes.resize([7, 7, 7])
+        for again in (lambda: generate(session.model, prompts(4)), lambda: sizes.resize([2, 2, 2])):
+            with pytest.raises(RgpuError, match="change of its pools, was cut short; close the session"):
+                again()
+        late.transfer.close()
+
+
+def test_a_change_cut_short_on_the_host_too(
+    cases: dict[str, Case], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with OffloadSession.open(cases["qwen3_moe"].folder, lru(4), cache=cache) as session:
+
+        def interrupted(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as during:
+            during.setattr(session.controller, "resize", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                session.sizes.resize([3, 4, 4])
+        with pytest.raises(RgpuError, match="cut short; close the session"):
+            generate(session.model, cases["qwen3_moe"].stock[1][0])
 
 
 RESIDENT = """

@@ -169,6 +169,22 @@ def test_cancel() -> None:
         assert rig.pools[0].state(0) is CopyState.READY
 
 
+def test_still_waits_for_a_piece_of_what_was_cancelled() -> None:
+    """Its slot is EMPTY, but a thread writes into it until the piece ends."""
+    with Rig(permits=0) as rig:
+        rig.transfer.submit(expert(1), 0, 0, ahead=True)
+        rig.source.began(1)
+        assert rig.transfer.cancel(0, 0) and rig.pools[0].state(0) is CopyState.EMPTY
+        waited = threading.Thread(target=rig.transfer.still)
+        waited.start()
+        waited.join(0.05)
+        assert waited.is_alive()
+        rig.source.allow(None)
+        waited.join(5)
+        assert not waited.is_alive()
+        rig.transfer.still()
+
+
 def test_wait_blocks_until_the_copy_is_there() -> None:
     with Rig(permits=0) as rig:
         rig.transfer.submit(expert(7), 0, 2)
