@@ -30,7 +30,8 @@ class Traits:
     `on_event` gets: "" nothing, "router" the router's probabilities, "hidden" the router's input (see replay.events).
     `calibration`: needs a trace to calibrate on. `demand`: loads only what was just missed. `forecast`: before an event is
     decided f[pool, 0, key] holds the newest forecast of each key, the chance that its layer's next event routes it (0
-    without a predictor). `resizes`: goes on when a pool's slots change between events."""
+    without a predictor, and where nothing was forecast of that event yet). `resizes`: goes on when a pool's slots change
+    between events."""
 
     rows: int = 0
     frows: int = 0
