@@ -236,6 +236,8 @@ class StepGraphs:
         self._cache = self._memory = None
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
+        if self._cache is not None and _cache_of(kwargs) is not self._cache[0]:
+            self._forget()  # before another text's prompt: not its memory and the old cache's at once
         if self.failed is None and self._executor is not None:
             with_rings(_cache_of(kwargs))  # sliding windows keep their position on the device from the prompt on
         kind = None if args or self.failed is not None else _kind_of(kwargs)

@@ -2,6 +2,8 @@
 captured and do nothing when they are replayed, so a step is checked in the pass that captures it."""
 
 import contextlib
+import gc
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -91,6 +93,23 @@ def test_the_second_step_of_a_kind_is_captured(graphs: Any, monkeypatch: pytest.
     assert "forward" not in vars(session.model) and not made._captured and made._executor is None
     text(session.model, 3)
     assert made.captured == 2
+
+
+def test_the_cache_before_is_gone_when_the_next_text_begins(graphs: Any) -> None:
+    """A prompt takes the most memory: the old text's cache must not be beside it."""
+    session, _, made, _ = graphs
+    cache = weakref.ref(text(session.model, 3)["past_key_values"])
+    assert made.captured == 1
+    alive: list[bool] = []
+
+    def look(*_: Any) -> None:
+        gc.collect()
+        alive.append(cache() is not None)
+
+    hook = session.model.model.layers[0].register_forward_pre_hook(look)
+    text(session.model, 2)
+    hook.remove()
+    assert alive[0] is False and cache() is None
 
 
 class Seldom:
