@@ -45,5 +45,7 @@ def live_rows(context: Context) -> Iterator[pa.Table]:
         yield at.rows("tpot_ratio", "share", 0.5, case="bound", method="replay", simulated=True)
         for i, predictor in enumerate(("none", "linear", "oracle")):
             arm = at.at(predictor=predictor, case="none" if i == 0 else "top_k", policy="lru")
-            yield arm.rows("tpot_ratio", "share", 1 - 0.1 * i, lo=0.9 - 0.1 * i, hi=1.1 - 0.1 * i)
+            word = "better" if predictor == "oracle" else "cannot tell"
+            yield arm.rows("tpot_ratio", "share", 1 - 0.1 * i, lo=0.9 - 0.1 * i, hi=1.1 - 0.1 * i, verdict=word)
+            yield arm.rows("wall_ratio", "share", 1.02 - 0.1 * i, lo=0.9 - 0.1 * i, hi=1.1 - 0.1 * i)
             yield arm.rows("tpot_ratio", "share", 1 - 0.2 * i, method="replay", simulated=True)

@@ -16,16 +16,16 @@ from rgpu.runtime.session import sample_event
 from rgpu.traces.trace import Trace
 from rgpu.types import MoEShape
 
-CANDIDATES = ("previous_token", "markov", "gate_lookahead", "linear", "pre_attention", "low_rank", "mlp")
-AGAIN = Arm(NONE, NONE, "lru again")  # the baseline once more: what a difference of nothing looks like
+AGAIN = Arm(NONE, NONE, "lru again")  # the baseline once more: half of it, and what a difference of nothing looks like
 EVICTS = Arm(DEFAULT.predictor, NONE, DEFAULT.policy)
 PERFECT = (Arm(ORACLE, FREE.planner), Arm(ORACLE, NONE, DEFAULT.policy), Arm(ORACLE, DEFAULT.planner, DEFAULT.policy))
 
 
 def arms_of(names: Sequence[str], quick: bool) -> list[Arm]:
-    """LRU first; each predictor as look-ahead is shipped (`top_k`, LRU) and with the default's planner and policy."""
+    """LRU twice; each predictor as look-ahead is shipped (`top_k`, LRU) and with the default's planner and policy. The quick
+    form has two arms of predictors, where `names` has those."""
     if quick:
-        return [BASELINE, AGAIN, FREE, DEFAULT, PERFECT[-1]]
+        return [BASELINE, AGAIN, *(arm for arm in (FREE, DEFAULT) if arm.predictor in names), PERFECT[-1]]
     arms = [BASELINE, AGAIN]
     for name in names:
         arms += [Arm(name, FREE.planner), Arm(name, DEFAULT.planner, DEFAULT.policy)]

@@ -5,7 +5,7 @@ what disturbs the machine hits them alike. Legend: P decode passes, R repeats, S
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from rgpu.experiments.benching.quiet import Quiet
 from rgpu.experiments.study.live_arms import Entrants, compiled
 from rgpu.experiments.study.live_clock import Clock
 from rgpu.experiments.study.live_engine import Host, Link, LiveRun, Text, run_text
-from rgpu.experiments.study.prefetch_time import BASELINE, NONE, ORACLE, Arm
+from rgpu.experiments.study.prefetch_time import NONE, ORACLE, Arm
 from rgpu.policies.loop import LOADED_BYTES, PREFETCH_HITS, PROACTIVE_LOADS, WASTED
 from rgpu.policies.lru import Lru
 from rgpu.replay.controller import Controller
@@ -42,10 +42,10 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """One arm at one capacity over one link. float64 [S]: `seconds_S` of decode passes without waits for other processes
-    (each pass with its median repeat), `wall_S` with them, `simulated_S`, `steps_S`. `median_s` of all passes, `spread` of the
-    repeats' own means over their mean. Sums over texts and repeats a decode pass: `per_pass`. Microseconds an event:
-    `predict_us` and `plan_us` live, `decide_us` all that deciding takes, alone."""
+    """One arm at one capacity over one link. float64 [S]: `seconds_S` of decode passes without waits for other processes (each
+    pass with its median repeat; see `LiveRun.seconds_P`), `wall_S` with them, `simulated_S`, `steps_S`. `median_s` of all
+    passes, `spread` of the repeats' own means over their mean. Sums over texts and repeats a decode pass: `per_pass`.
+    Microseconds an event: `predict_us` and `plan_us` live, `decide_us` all that deciding takes, alone."""
 
     arm: Arm
     seconds_S: np.ndarray
@@ -63,7 +63,7 @@ class Standing:
 @dataclass(frozen=True, slots=True)
 class Table:
     """All arms at one capacity over one link, the baseline first. Seconds over all texts: `bound_s` that no schedule can beat
-    (simulated), `resident_s` with every expert in a slot (measured)."""
+    (simulated), `resident_s` with every expert in a slot (measured), `resident_wall_s` with waits for other processes."""
 
     link: Link
     share: float
@@ -71,6 +71,7 @@ class Table:
     standings: tuple[Standing, ...]
     bound_s: float
     resident_s: float
+    resident_wall_s: float
 
 
 @dataclass
@@ -150,7 +151,8 @@ class Contest:
         traces = [run.trace for run in self.recorded if run.trace is not None]
         bound_s = sum(self.clock.bound_s(trace, machine, slots) for trace in traces)
         resident_s = sum(float(np.median([r.seconds_P for r in runs], axis=0).sum()) for runs in self.resident)
-        return Table(link, share, slots, found, bound_s, resident_s)
+        resident_wall_s = sum(float(np.median([r.wall_P for r in runs], axis=0).sum()) for runs in self.resident)
+        return Table(link, share, slots, found, bound_s, resident_s, resident_wall_s)
 
     def _standing(self, arm: Arm, runs_SR: list[list[LiveRun]], link: Link, slots: int) -> Standing:
         decided, decide_s, ends = [], [], dict.fromkeys(("useful", "wasted", "pending", "harmful"), 0)
@@ -245,9 +247,20 @@ def standing(
     )  # fmt: skip
 
 
-def baseline_of(table: Table) -> Standing:
-    """Plain LRU without prefetch."""
-    return next(s for s in table.standings if s.arm == BASELINE)
+def standing_of(table: Table, arm: Arm) -> Standing | None:
+    """Where `arm` stands; None where it did not compete."""
+    return next((s for s in table.standings if s.arm == arm), None)
+
+
+def pooled(first: Standing, again: Standing | None) -> Standing:
+    """The mean of both runs of the baseline in a round, so that the noise of one run is not that of every comparison."""
+    if again is None:
+        return first
+    means = {
+        name: (getattr(first, name) + getattr(again, name)) / 2
+        for name in ("seconds_S", "wall_S", "simulated_S", "median_s", "spread", "decide_us")
+    }
+    return replace(first, per_pass={n: (v + again.per_pass[n]) / 2 for n, v in first.per_pass.items()}, **means)
 
 
 def pick(trace: Trace, texts: int, steps: int) -> list[Text]:

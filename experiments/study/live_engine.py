@@ -153,7 +153,9 @@ class LiveRun:
 
     @property
     def seconds_P(self) -> np.ndarray:
-        """Seconds of each decode pass without what it waited for other processes."""
+        """Seconds of each decode pass without what the computing thread waited for other processes. Copies that went on
+        meanwhile got that time for free, and what the copying thread waited is still in `stall_P`: neither this nor `wall_P`
+        alone says what an idle machine would."""
         return np.maximum(self.wall_P - self.waited_P, 0.0)
 
 

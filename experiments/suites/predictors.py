@@ -13,7 +13,6 @@ from tqdm import tqdm
 from rgpu.errors import InputError
 from rgpu.experiments.figures.style import ENDINGS
 from rgpu.experiments.plot import render
-from rgpu.experiments.study.live_arms import CANDIDATES
 from rgpu.experiments.study.stages import Stages
 from rgpu.experiments.suites.predicting import choices, traced
 from rgpu.experiments.suites.predicting import live as engine
@@ -68,7 +67,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         return choices.run(cfg)
     if alone == traced.NAME:
         return traced.run(cfg)
-    families = list(asked.get("families") or (CANDIDATES if alone == LIVE else names()))
+    families = list(asked.get("families") or names())
     check(families, alone)
     stages = Stages(out, config_hash({"config": config, "commit": facts["commit"], "families": families, "suite": 2}))
     found, missing = gather(cfg, stages.folder / "traces", further=not alone)

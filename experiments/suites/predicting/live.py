@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from rgpu.errors import InputError
 from rgpu.experiments.benching.quiet import Quiet
-from rgpu.experiments.study.live_arms import CANDIDATES, arms_of
+from rgpu.experiments.study.live_arms import arms_of
 from rgpu.experiments.study.live_clock import calibrated
 from rgpu.experiments.study.live_contest import Contest, Size, pick
 from rgpu.experiments.study.live_engine import Host, Link
@@ -21,10 +21,11 @@ from rgpu.experiments.study.live_verdict import HEAD, judge, lines, rows, senten
 from rgpu.experiments.study.predictor_cost import cost_of
 from rgpu.experiments.study.prefetch_time import slots_of
 from rgpu.experiments.study.stages import Stages
-from rgpu.experiments.suites.predicting.fitting import Bench
+from rgpu.experiments.suites.predicting.fitting import Bench, names
 from rgpu.experiments.suites.predicting.material import Material, documents, without
 from rgpu.experiments.suites.published.record import note
 from rgpu.results.provenance import manifest
+from rgpu.traces.split import held_apart
 from rgpu.traces.storage import load_trace
 from rgpu.traces.trace import Trace
 
@@ -46,11 +47,17 @@ def size_of(asked: Mapping[str, Any], quick: bool) -> Size:
     speeds = [float(v) for v in (LINKS if asked.get("links") is None else asked["links"])]
     if any(not v > 0 for v in speeds):
         raise InputError(f"predicting.links: got {speeds}; expected GB/s above 0; set predicting.links=[0.5,0.1]")
+    shares = tuple(float(v) for v in asked.get("shares") or size.shares)
+    if any(not 0 < v <= 1 for v in shares) or len(set(shares)) < len(shares):
+        raise InputError(
+            f"predicting.shares: got {list(shares)}; expected different shares of the experts, above 0 and at most 1; set "
+            "predicting.shares=[0.25,0.5]"
+        )
     repeats = size.repeats if asked.get("repeats") is None else asked["repeats"]
     if type(repeats) is not int or repeats < 1:
         raise InputError(f"predicting.repeats: got {repeats!r}; expected a number from 1; set predicting.repeats=2")
     links = (Link(), *(Link(v) for v in (sorted(speeds)[:1] if quick else speeds)))
-    return replace(size, links=links, repeats=repeats)
+    return replace(size, links=links, repeats=repeats, shares=shares)
 
 
 def live(
@@ -59,14 +66,19 @@ def live(
     """(rows, document) on the first material with a model; finished ones are kept. Nothing where there is none. `asked`: what
     `size_of` reads.
 
-    Texts are scored sequences of no document that the trace at `chosen_on` has, or any where none is left."""
+    Texts are scored sequences of no document that the trace at `chosen_on` has, which the default was chosen on; if none is
+    left, all are run and nothing is told."""
     material = next((m for m in found if m.model), None)
     if material is None:
         return [], {}
     own, size = material, size_of(asked, bench.quick)
 
     def make() -> list[pa.Table]:
-        tables, made = run(bench, own, chosen_on, size, seed)
+        other = without(own.subject.scored, documents(load_trace(chosen_on, hidden=False)))
+        seen = not other.sequences
+        scored = own.subject.scored if seen else other
+        held_apart(own.subject.calibration, scored, f"the live contest on {own.subject.name}")
+        tables, made = run(bench, own, scored, size, seed, seen)
         stages.document("live", lambda: made)
         return tables
 
@@ -75,14 +87,12 @@ def live(
 
 
 def run(
-    bench: Bench, material: Material, chosen_on: Path, size: Size, seed: int
+    bench: Bench, material: Material, scored: Trace, size: Size, seed: int, seen: bool
 ) -> tuple[list[pa.Table], dict[str, Any]]:
-    """Fit, calibrate, compete, judge."""
+    """Fit, calibrate, compete on texts of `scored`, judge. `seen`: the default was chosen on them."""
     began = time.perf_counter()
     subject, links = material.subject, size.links
-    other = without(subject.scored, documents(load_trace(chosen_on, hidden=False)))
-    scored = other if other.sequences else subject.scored
-    predictors, costly = cheap(bench, material, scored)
+    predictors, left_out = competing(bench, material, scored)
     host, quiet = Host.opened(Path(material.model)), Quiet(OTHERS, size.patience_s)
     loads = [load_average()]
     clock = calibrated(Path(material.model), host, links, subject.calibration, size.rounds, quiet)
@@ -91,7 +101,7 @@ def run(
     shares = {share: slots_of(scored, share) for share in size.shares}
     runs = len(texts) * len(arms) * len(shares) * len(links) * size.repeats
     with tqdm(total=runs, desc="live", unit="run", disable=None) as bar:
-        tables = [judge(t) for t in contest.hold(size, shares, bar)]
+        tables = [judge(t, seen) for t in contest.hold(size, shares, bar)]
     loads.append(load_average())
     tokens = sum(len(t.tokens) for t in texts)
     context = bench.context(material, FIGURE).at(trace_tokens=tokens)
@@ -104,30 +114,35 @@ def run(
     document = {
         "simulated": False, "machine": f"{facts['cpu']}, {facts['cores']} cores", "load_average": loads,
         "quiet_runs": float(np.mean(np.asarray(quiet.others) <= quiet.most)), "texts": len(texts), "steps": size.steps,
-        "repeats": size.repeats, "predictors": list(predictors), "too_costly": costly,
+        "repeats": size.repeats, "predictors": list(predictors), "left_out": left_out,
         "copies": rates,
         "outputs_identical": True, "decisions_identical": True, "tables": tables, "says": [sentence(t) for t in tables],
-        "beats_lru": sum(bool(t["beats_lru"]) for t in tables), "seconds": round(time.perf_counter() - began, 1),
+        "beats_lru": sum(len(t["beats_lru"]) for t in tables), "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
     return made, document
 
 
-def cheap(bench: Bench, material: Material, scored: Trace) -> tuple[dict[str, Any], dict[str, float]]:
-    """(fitted candidates by name, microseconds of those that take too long). What cannot be fitted here is left out, and what
-    has no part in the quick form."""
-    fitted, costly = {}, {}
-    named = {arm.predictor for arm in arms_of(CANDIDATES, bench.quick)}
-    for name in (n for n in CANDIDATES if n in bench.names and n in named):
-        try:
-            predictor = bench.fitted(name, material, material.subject.calibration, "calibration")
-        except InputError:
-            continue
-        took = cost_of(predictor, scored, 200).us_lo
-        if took > MOST_US:
-            costly[name] = took
+def competing(bench: Bench, material: Material, scored: Trace) -> tuple[dict[str, Any], dict[str, str]]:
+    """(what competes, fitted, by name; why each other predictor with a config does not)."""
+    fitted: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    for name in names():
+        if name not in bench.names:
+            left_out[name] = "not among predicting.families"
+        elif not any(arm.predictor == name for arm in arms_of([name], bench.quick)):
+            left_out[name] = "has no part in the quick form"
         else:
-            fitted[name] = predictor
-    return fitted, costly
+            try:
+                predictor = bench.fitted(name, material, material.subject.calibration, "calibration")
+            except InputError as error:
+                left_out[name] = str(error)
+                continue
+            took = cost_of(predictor, scored, 200).us_lo
+            if took > MOST_US:
+                left_out[name] = f"takes {took:.0f} us an event, more than {MOST_US:.0f}"
+            else:
+                fitted[name] = predictor
+    return fitted, left_out
 
 
 def load_average() -> float:
@@ -136,7 +151,7 @@ def load_average() -> float:
 
 def record(document: Mapping[str, Any], index: Mapping[str, Any], folder: Path, status: str) -> dict[str, Any]:
     """The figure's record for the page: a note for every table, and the tables themselves."""
-    drawn = [f for f in index["figures"] if f["name"] == FIGURE]
+    drawn, left_out = [f for f in index["figures"] if f["name"] == FIGURE], document.get("left_out", {}).items()
     criteria = [
         note(
             said, bool(t["beats_lru"]),
@@ -154,5 +169,8 @@ def record(document: Mapping[str, Any], index: Mapping[str, Any], folder: Path, 
         "tables": [
             {"title": f"{t['link']}, {t['slots']} slots a layer", "head": list(HEAD), "rows": lines(t)}
             for t in document.get("tables", [])
-        ],
+        ]
+        + [
+            {"title": "Predictors that did not compete", "head": ["predictor", "why"], "rows": [list(o) for o in left_out]}
+        ] * bool(left_out),
     }  # fmt: skip

@@ -1,12 +1,12 @@
-"""Prefetching judged live: runs that print and decide the same, sums by hand, and what is told of made-up standings."""
+"""Prefetching judged live: runs that print and decide the same, links, orders, and sums by hand."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
@@ -14,25 +14,25 @@ from rgpu.errors import ConsistencyError, InputError
 from rgpu.experiments.benching.copy_timing import CopyCosts
 from rgpu.experiments.benching.quiet import Quiet
 from rgpu.experiments.study import live_contest
-from rgpu.experiments.study.live_arms import AGAIN, CANDIDATES, PERFECT, arms_of
+from rgpu.experiments.study.live_arms import AGAIN, PERFECT, arms_of
 from rgpu.experiments.study.live_clock import Clock, link_costs
-from rgpu.experiments.study.live_contest import Contest, Size, Standing, Table, named, pick, standing
+from rgpu.experiments.study.live_contest import Contest, Size, named, pick, standing
 from rgpu.experiments.study.live_engine import Host, Link, LiveRun, Text, TimedPlanner, TimedPredictor, run_text
-from rgpu.experiments.study.live_verdict import HEAD, beating, judge, lines, rows, sentence
+from rgpu.experiments.study.live_verdict import judge
 from rgpu.experiments.study.prefetch_time import BASELINE, FREE, Arm
 from rgpu.experiments.study.prefetch_verdict import DEFAULT
-from rgpu.experiments.suites.predicting.live import FULL, record, size_of
+from rgpu.experiments.suites.predicting.fitting import names
+from rgpu.experiments.suites.predicting.live import FULL, size_of
 from rgpu.planning.top_k import TopK
 from rgpu.policies.loop import COUNTS, LOADED_BYTES, PREFETCH_HITS, PROACTIVE_LOADS, WASTED
 from rgpu.predictors.popularity import Popularity
 from rgpu.predictors.pre_attention import PreAttention
 from rgpu.replay.stream import routing_events
 from rgpu.replay.timing.engine_profile import EngineProfile, PassCosts
-from rgpu.results.rows import frame
 from rgpu.traces.trace import DECODE
+from rgpu.types import ExpertKey
 from tests.live_models import build
 from tests.predicting import learnable_trace
-from tests.result_rows import CONTEXT
 from tests.support import routed_trace
 from tests.unit.runtime.test_before_attention import recorded
 
@@ -142,8 +142,47 @@ def test_a_link_is_as_slow_as_it_says(host: Host) -> None:
     slow = Link(0.01)
     size = host.shape().expert_bytes[0]
     found = link_costs(host, slow)
-    assert found.latency_s + size / found.bytes_per_s >= size / 1e7
+    assert found.bytes_per_s == 1e7 and found.latency_s >= 0
+    source, out = slow.opened(host.store), np.empty(size, np.uint8)
+    try:
+        began = time.perf_counter()
+        for expert in range(20):
+            source.read_into(ExpertKey(0, expert % source.experts), out)
+        assert time.perf_counter() - began >= 20 * size / 1e7
+    finally:
+        source.close()
     assert slow.label == "emulated link of 0.01 GB/s" and Link().label == "direct file reads"
+
+
+def test_the_arms_of_every_round_run_in_an_order_of_its_own(host: Host) -> None:
+    drawn: list[Arm] = []
+
+    class Drawn(Contest):
+        def _checked(self, *_: Any) -> Any:
+            return None
+
+        def entrants(self, *_: Any) -> Any:
+            return None
+
+        def _run(self, text: int, link: Link, arm: Arm, entrants: Any) -> Any:
+            drawn.append(arm)
+
+        def _table(self, *_: Any) -> Any:
+            return None
+
+    size = Size(2, 4, 2, (0.4,), (FAST,), 1, 0.0)
+    for _ in range(2):
+        contest = Drawn(host, [Text((1, 2), 1)] * 2, {}, ARMS, clock(FAST), Quiet(9.0, 0.0), recorded=[None])  # type: ignore[list-item]
+        contest.hold(size, {0.4: 4})
+    rounds = [tuple(drawn[i : i + len(ARMS)]) for i in range(0, len(drawn), len(ARMS))]
+    assert all(set(own) == set(ARMS) for own in rounds) and len(rounds) == 8
+    assert rounds[:4] == rounds[4:] and len(set(rounds[:4])) == 4  # by the seed, and none like another
+
+
+def test_what_deciding_takes_is_in_the_simulated_machine() -> None:
+    quick, slow = (clock(FAST).machine(FAST, decide_s, hidden=False) for decide_s in (1e-5, 6e-5))
+    assert slow.sync_s - quick.sync_s == pytest.approx(5e-5)
+    assert quick.sync_s == pytest.approx(1e-6 * COSTS.event_us + 1e-5, rel=0.5) and quick.name == FAST.label
 
 
 def test_stopwatches_change_nothing() -> None:
@@ -193,66 +232,21 @@ def test_sums_by_hand() -> None:
     assert found.predict_us == pytest.approx(1e6 * 4e-3 / 16) and found.decide_us == pytest.approx(20.0)
 
 
-def made(arm: Arm, factor: float, simulated: float = 1.0, texts: int = 10, noise: float = 0.01) -> Standing:
-    rng = np.random.default_rng(round(1e3 * factor))
-    seconds_S = factor * np.linspace(0.2, 0.4, texts) * (1 + noise * rng.standard_normal(texts))
-    names = ("stall_s", "bytes_loaded", "bytes_decided", "bytes_wasted", "loads_ahead", "prefetch_hits", "late", "cancelled",
-             "busy_s", "useful", "wasted", "pending", "harmful")  # fmt: skip
-    return Standing(
-        arm, seconds_S, seconds_S, simulated * np.linspace(0.2, 0.4, texts), np.full(texts, 24.0), 0.012, 0.01,
-        dict.fromkeys(names, 1.0), 40.0, 20.0, 80.0,
-    )  # fmt: skip
-
-
-def table_of(*standings: Standing) -> Table:
-    return Table(Link(0.1), 0.25, 8, standings, 1.0, 1.5)
-
-
-def test_verdicts_of_made_up_standings() -> None:
-    arms = [
-        made(BASELINE, 1.0),
-        made(AGAIN, 1.001),
-        made(FREE, 1.3, 1.2),
-        made(DEFAULT, 0.85, 0.9),
-        made(PERFECT[-1], 0.6),
-    ]
-    judged = judge(table_of(*arms))
-    assert [a.get("verdict") for a in judged["arms"]] == [None, "cannot tell", "worse", "better", "better"]
-    assert judged["arms"][0]["ratio"] == 1.0 and judged["arms"][3]["simulated_ratio"] == pytest.approx(0.9)
-    assert judged["beats_lru"] == ["linear, expected_value + evict"] and judged["emulated"]
-    assert judged["bound_of_lru_simulated"] == pytest.approx(1 / 3) and judged["resident_of_lru"] == pytest.approx(
-        0.5, 0.05
-    )
-    said = sentence(judged)
-    assert "of 2 live arms 1 are faster" in said and "1 slower" in said and "emulated link of 0.1 GB/s" in said
-    assert beating([a | {"verdict": "worse"} for a in judged["arms"][1:]]) == []
-    found = frame(pa.concat_tables(rows(judged, CONTEXT, 32)))
-    ratios = found[found["metric"] == "tpot_ratio"]
-    assert len(ratios) == 2 * 5 + 2 and set(ratios[~ratios["simulated"]]["method"]) == {"live"}
-    assert set(found["machine"]) == {"emulated link of 0.1 GB/s"} and set(found["capacity_share"]) == {0.25}
-    assert (found["metric"] == "loads_late").sum() == 3  # of those that load ahead
-    assert all(len(line) == len(HEAD) for line in lines(judged))
-    index = {"figures": [{"name": "prefetch_live", "trace": "t", "files": ["a.svg"]}]}
-    entry = record({"tables": [judged], "says": [said]}, index, Path("f"), "nothing published")
-    assert entry["files"] == ["f/a.svg"] and entry["numbers"]["t"]["criteria"][0]["holds"]
-    assert entry["tables"][0]["title"] == "emulated link of 0.1 GB/s, 8 slots a layer"
-
-
-def test_few_texts_tell_nothing() -> None:
-    judged = judge(table_of(made(BASELINE, 1.0, texts=3), made(DEFAULT, 0.5, texts=3)))
-    assert judged["arms"][1]["verdict"] == "cannot tell" and judged["beats_lru"] == []
-
-
 def test_who_competes() -> None:
-    whole = arms_of(CANDIDATES, quick=False)
-    assert whole[:2] == [BASELINE, AGAIN] and len(set(whole)) == len(whole) == 2 + 2 * len(CANDIDATES) + 1 + 3
-    assert {FREE, DEFAULT} <= set(whole) and {FREE, DEFAULT} <= set(arms_of(CANDIDATES, quick=True))
+    whole = arms_of(names(), quick=False)
+    assert whole[:2] == [BASELINE, AGAIN] and len(set(whole)) == len(whole) == 2 + 2 * len(names()) + 1 + 3
+    assert {FREE, DEFAULT} <= set(whole) and {FREE, DEFAULT} <= set(arms_of(names(), quick=True))
+    assert arms_of(["linear"], quick=True) == [BASELINE, AGAIN, DEFAULT, PERFECT[-1]]
     assert [named(a) for a in (BASELINE, AGAIN, FREE)] == ["lru", "lru again", "gate_lookahead, top_k"]
     assert named(PERFECT[1]) == "oracle, evict only"
 
 
 def test_sizes_that_are_asked_for() -> None:
     assert size_of({}, False) == replace(FULL, links=(Link(), Link(0.5), Link(0.1)))
+    assert size_of({"shares": [0.3]}, True).shares == (0.3,)
+    for shares in ([0.0], [1.5], [0.25, 0.25]):
+        with pytest.raises(InputError, match=r"predicting\.shares: got .*; expected different shares"):
+            size_of({"shares": shares}, False)
     quick = size_of({"links": [1, 2], "repeats": 3}, True)
     assert quick.links == (Link(), Link(1.0)) and quick.repeats == 3 and quick.texts < FULL.texts
     for wrong in ([0.5, 0.0], [-1], [float("nan")]):
