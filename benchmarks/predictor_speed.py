@@ -6,7 +6,8 @@ Appends dated rows to benchmarks/results/predictor_speed.jsonl. A sample is one 
 `predict` alone, in wall time; events of all layers follow one another, as in a model, so that a layer's map has left the
 first-level caches when its turn comes again. A whole round is not counted. Maps are drawn at random, which costs what
 trained ones do; `low_rank` and `mlp` (32 and 64 units) have a checkpoint's routers beside what they learn. Forecasts have a
-row for each of `horizon` layers, as many as are left, and the next token's.
+row for each of `horizon` layers, as many as are left, and the next token's. `pre_attention` scales its inputs beside what
+`linear` does, whose rows come right before it.
 
 Shapes: 24 layers of 64 experts at hidden size 256, top-8; and that of assets/reference. Providers: `numpy`, the
 predictors' own, and `kernel`, the compiled map that live runs and `rgpu train` inject (the same bits).
@@ -27,6 +28,7 @@ from rgpu.predictors.hidden import HiddenPredictor
 from rgpu.predictors.linear import Linear
 from rgpu.predictors.low_rank import LowRank
 from rgpu.predictors.mlp import Mlp
+from rgpu.predictors.pre_attention import PreAttention
 from rgpu.predictors.probe import Probe
 from rgpu.predictors.schema import Schema
 from rgpu.results.provenance import stamp
@@ -85,8 +87,9 @@ def samples(predictor: HiddenPredictor, rounds: int) -> dict[str, np.ndarray]:
     """Microseconds of every event whose forecast has all its rows."""
     own, rng = predictor.schema_, np.random.default_rng(1)
     ids_TK, phase_T = np.arange(own.top_k, dtype=np.int16)[None], np.full(1, DECODE, np.uint8)
+    state = "pre_attention_TD" if "pre_attention" in predictor.needs else "hidden_TD"
     events = [
-        RoutingEvent(layer, 0, ids_TK, None, rng.normal(size=(1, own.hidden)).astype(np.float32), None, phase_T)
+        RoutingEvent(layer, 0, ids_TK, phase_T=phase_T, **{state: rng.normal(size=(1, own.hidden)).astype(np.float32)})
         for layer in range(own.layers)
     ]
     full = max(1, own.layers - predictor.horizon)
@@ -112,7 +115,7 @@ def main() -> None:
     facts = stamp({"benchmark": "predictor_speed", "rounds": arguments.rounds})
     rows: list[dict[str, Any]] = []
     for shape, numbers in shapes().items():
-        for kind in (Linear, GateLookahead, LowRank, Mlp):
+        for kind in (Linear, PreAttention, GateLookahead, LowRank, Mlp):
             for horizon in HORIZONS:
                 for provider in ("numpy", "kernel"):
                     predictor = fitted(kind, horizon, numbers)

@@ -41,9 +41,18 @@ def fixed_matmul(x_ND: np.ndarray, w_DM: np.ndarray) -> np.ndarray:
     return y_NM
 
 
-def linear_reference(x_ND: np.ndarray, weight_DM: np.ndarray, bias_M: np.ndarray) -> np.ndarray:
+def scaled(x_ND: np.ndarray, tiny: float) -> np.ndarray:
+    """float32 [N, D]: rows of root mean square 1, squares summed in float64 over d = 0, 1, ..., as any machine does."""
+    x_ND = np.asarray(x_ND, np.float32)
+    square_ND = np.multiply(x_ND, x_ND, dtype=np.float64)
+    mean_N = np.add.accumulate(square_ND, axis=1)[:, -1] / x_ND.shape[1]
+    found: np.ndarray = x_ND * (1 / np.sqrt(mean_N + tiny)).astype(np.float32)[:, None]
+    return found
+
+
+def linear_reference(x_ND: np.ndarray, weight_DM: np.ndarray, bias_M: np.ndarray, tiny: float = 0.0) -> np.ndarray:
     """`LinearForecast` in numpy."""
-    logits_NM: np.ndarray = fixed_matmul(x_ND, weight_DM)
+    logits_NM: np.ndarray = fixed_matmul(scaled(x_ND, tiny) if tiny > 0 else x_ND, weight_DM)
     logits_NM += bias_M
     return logits_NM
 
@@ -98,6 +107,7 @@ class HiddenPredictor(BasePredictor):
 
     needs = ("hidden",)
     reads = "hidden state"  # what an event brings, in words
+    tiny = 0.0  # above 0: the map is of inputs scaled to a root mean square of 1, this much added to the mean square
     forward: LinearForecast = staticmethod(linear_reference)
 
     def use(self, forward: LinearForecast) -> Self:
@@ -142,7 +152,7 @@ class HiddenPredictor(BasePredictor):
     def _score_hidden(self, layer: int, hidden_ND: np.ndarray) -> np.ndarray:
         """float32 [N, H, E]. Row n depends on row n of the input alone, bit for bit."""
         weight_DM, bias_M = self._cached_map(layer)
-        logits_NM = self.forward(hidden_ND, weight_DM, bias_M)
+        logits_NM = self.forward(hidden_ND, weight_DM, bias_M, self.tiny)
         return self._activate(logits_NM.reshape(len(logits_NM), bias_M.size // self.schema_.experts, -1))
 
     def work(self, layer: int) -> tuple[int, int] | None:

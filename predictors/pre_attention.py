@@ -45,6 +45,7 @@ class PreAttention(Linear):
     name = "pre_attention"
     needs = ("pre_attention",)
     reads = "state before attention"
+    tiny = TINY
 
     def __init__(
         self, loss: str = "pairwise", margin: float = 1.0, model: str | Path | None = None, horizon: int = 4, epochs: int = 8,
@@ -86,22 +87,10 @@ class PreAttention(Linear):
     def _recorded(self, trace: Trace, layer: int, rows_P: np.ndarray) -> np.ndarray:
         return trace.require("pre_attention", f"predictor {self.name}")[rows_P, next_layer(layer, trace.layers)]
 
-    def _score_hidden(self, layer: int, hidden_ND: np.ndarray) -> np.ndarray:
-        return super()._score_hidden(layer, scaled(hidden_ND))
-
 
 def next_layer(layer: int, layers: int) -> int:
     """The MoE layer whose state before attention is the newest one after an event of `layer`."""
     return min(layer + 1, layers - 1)
-
-
-def scaled(x_ND: np.ndarray) -> np.ndarray:
-    """float32 [N, D]: rows of root mean square 1, squares summed in float64 over d = 0, 1, ..., as any machine does."""
-    x_ND = np.asarray(x_ND, np.float32)
-    square_ND = np.multiply(x_ND, x_ND, dtype=np.float64)
-    mean_N = np.add.accumulate(square_ND, axis=1)[:, -1] / x_ND.shape[1]
-    found: np.ndarray = x_ND * (1 / np.sqrt(mean_N + TINY)).astype(np.float32)[:, None]
-    return found
 
 
 class EnteringRows(HiddenRows):

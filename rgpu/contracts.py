@@ -38,10 +38,14 @@ class LinearForecast(Protocol):
 
     `x_ND` is rounded to float32, the others are contiguous float32. Each output is summed in float32 from 0 over
     d = 0, 1, ..., every product rounded before it is added, the bias last: implementations agree bit for bit, so that a
-    forecast does not depend on which of them made it, nor a row on its company.
+    forecast does not depend on which of them made it, nor a row on its company. With `tiny` above 0 the inputs of a row are
+    first multiplied by 1 / sqrt(mean of their squares + tiny), the squares summed over d = 0, 1, ... in float64, the factor
+    then rounded to float32.
     """
 
-    def __call__(self, x_ND: np.ndarray, weight_DM: np.ndarray, bias_M: np.ndarray, /) -> np.ndarray: ...
+    def __call__(
+        self, x_ND: np.ndarray, weight_DM: np.ndarray, bias_M: np.ndarray, tiny: float = 0.0, /
+    ) -> np.ndarray: ...
 
 
 class Planner(Protocol):

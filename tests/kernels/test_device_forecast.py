@@ -34,15 +34,16 @@ from tests.predicting import learnable_trace
 from tests.unit.runtime.test_device_executor import Late
 
 
+@pytest.mark.parametrize("tiny", [0.0, 1e-6])
 @pytest.mark.parametrize("rows", [0, 1, 3])
-def test_bits_of_the_reference(rows: int) -> None:
+def test_bits_of_the_reference(rows: int, tiny: float) -> None:
     rng, forecast = np.random.default_rng(rows), DeviceForecast("cpu")
     for _ in range(2):
         x_ND, weight_DM = (rng.normal(size=size).astype(np.float32) for size in ((rows, 37), (37, 70)))
         bias_M = rng.normal(size=70).astype(np.float32)
         for _ in range(2):
-            found = forecast(x_ND.astype(np.float16), weight_DM, bias_M)
-            want = linear_reference(x_ND.astype(np.float16), weight_DM, bias_M)
+            found = forecast(x_ND.astype(np.float16), weight_DM, bias_M, tiny)
+            want = linear_reference(x_ND.astype(np.float16), weight_DM, bias_M, tiny)
             assert found.dtype == np.float32 and found.shape == want.shape
             assert found.view(np.int32).tolist() == want.view(np.int32).tolist()
     assert forecast.nbytes == 2 * 4 * (37 + 1) * 70

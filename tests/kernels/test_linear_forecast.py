@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rgpu.kernels.linear_forecast import linear_forecast
+from rgpu.kernels.linear_forecast import linear_forecast, scaled
+from rgpu.predictors import hidden
 from rgpu.predictors.hidden import BLOCK, linear_reference
 
 
@@ -40,6 +41,22 @@ def test_real_sizes(rows: int, inputs: int, outputs: int) -> None:
         rng.normal(size=size).astype(np.float32) for size in ((rows, inputs), (inputs, outputs), outputs)
     )
     assert bits(linear_forecast(x_ND, weight_DM, bias_M)) == bits(linear_reference(x_ND, weight_DM, bias_M))
+
+
+@given(
+    rows=st.integers(0, 5), inputs=st.integers(1, 300), size=st.sampled_from((1e-20, 1e-3, 1, 1e4)),
+    tiny=st.sampled_from((1e-6, 1e-5)), half=st.booleans(), seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_bits_of_scaled_inputs(rows: int, inputs: int, size: float, tiny: float, half: bool, seed: int) -> None:
+    """Squares are summed in order, which a sum in pairs or in vector lanes would not match."""
+    rng = np.random.default_rng(seed)
+    x_ND: np.ndarray = (rng.normal(size=(rows, inputs)) * size).astype(np.float16 if half else np.float32)
+    weight_DM, bias_M = (rng.normal(size=s).astype(np.float32) for s in ((inputs, 9), 9))
+    found, apart = linear_forecast(x_ND, weight_DM, bias_M, tiny), scaled(x_ND, tiny)
+    assert bits(apart) == bits(hidden.scaled(x_ND, tiny))
+    assert bits(found) == bits(linear_reference(x_ND, weight_DM, bias_M, tiny))
+    assert bits(found) == bits(linear_forecast(apart, weight_DM, bias_M))
 
 
 def test_rows_that_do_not_lie_together() -> None:

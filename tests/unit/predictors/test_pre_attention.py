@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from rgpu.errors import InputError, TraceError
-from rgpu.predictors.pre_attention import EnteringRows, PreAttention, scaled
+from rgpu.predictors.hidden import scaled
+from rgpu.predictors.pre_attention import TINY, EnteringRows, PreAttention
 from rgpu.predictors.training_scores import pairwise_margin
 from rgpu.traces.split import split
 from rgpu.traces.storage import load_trace, save_trace
@@ -59,13 +60,15 @@ def test_the_size_of_a_state_does_not_matter(trace: Trace) -> None:
 
 def test_scaling_is_the_same_for_a_row_alone_and_in_training() -> None:
     x_ND = np.random.default_rng(0).normal(size=(7, 300)).astype(np.float32) * 30
-    found = scaled(x_ND)
+    found = scaled(x_ND, TINY)
     assert np.allclose((found.astype(np.float64) ** 2).mean(1), 1, atol=1e-5)
-    assert all(np.array_equal(scaled(x_ND[n : n + 1])[0].view(np.int32), found[n].view(np.int32)) for n in range(7))
-    assert scaled(x_ND[:0]).shape == (0, 300) and not scaled(np.zeros((1, 4))).any()
+    assert all(
+        np.array_equal(scaled(x_ND[n : n + 1], TINY)[0].view(np.int32), found[n].view(np.int32)) for n in range(7)
+    )
+    assert scaled(x_ND[:0], TINY).shape == (0, 300) and not scaled(np.zeros((1, 4)), TINY).any()
     stored = x_ND.reshape(7, 3, 100).astype(np.float16)
     trained = EnteringRows(stored)(torch.tensor([5, 2]))
-    expected = [scaled(stored[[5, 2], layer]) for layer in (1, 2, 2)]
+    expected = [scaled(stored[[5, 2], layer], TINY) for layer in (1, 2, 2)]
     assert np.allclose(trained.numpy(), np.stack(expected), atol=1e-6)
 
 
