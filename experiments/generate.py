@@ -13,6 +13,7 @@ from rgpu.experiments.inputs import pool_of
 from rgpu.experiments.live import set_up
 from rgpu.experiments.live_lossy import announce, conclude, report
 from rgpu.experiments.live_memory import Sizes, measured, options_of, overrun, planned
+from rgpu.experiments.live_peaks import Peaks
 from rgpu.experiments.live_report import FillBar, check_outputs, counted, timed, write_passes
 from rgpu.experiments.live_room import cache_of
 from rgpu.experiments.live_store import dtype_of, stored
@@ -77,16 +78,18 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     with ExitStack() as stack:
         stack.callback(bar.close)
         with PeakMemory() as peak, told_in_a_line("run the model", REMEDY):
-            before = peak.nbytes
+            before, peaks = peak.nbytes, Peaks(peak)
             session = stack.enter_context(OffloadSession.open(folder, controller, **options))
             bar.close()
             if later is not None:
-                later.watch(session, session.graphs is not None)
+                later.watch(session, peaks, session.graphs is not None)
             text = generate(
                 session.model, tokenizer, inputs, cfg.max_new_tokens, logits=cfg.verify,
                 streamer=streamer_of(cfg, tokenizer), cache=cache_of(session, later),
             )  # fmt: skip
-        memory = session.memory() | measured(plan, peak, before)
+            if later is not None:
+                later.conclude()
+        memory = session.memory() | measured(plan, peaks, before)
         if later is not None:
             memory["later"] = later.section()
         result, passes = timed(session)

@@ -15,11 +15,12 @@ from rgpu.errors import InputError
 from rgpu.experiments.inputs import parse_bytes
 from rgpu.experiments.live import Setup
 from rgpu.experiments.live_lossy import rows_of
+from rgpu.experiments.live_peaks import Peaks
 from rgpu.experiments.live_room import Later, caps_of
 from rgpu.experiments.live_store import Stored, layout_of
-from rgpu.memory.process import PeakMemory
 from rgpu.planning.memory_plan import MIB, MemoryPlan, MemoryRow, SlotRoom, plan_memory, readable
 from rgpu.planning.model_facts import ModelFacts
+from rgpu.replay.resizing import check_policy
 from rgpu.runtime.architecture import Architecture
 from rgpu.runtime.model_bytes import read_facts
 from rgpu.store.tiers import DISK, RAM, TIER
@@ -76,6 +77,8 @@ def planned(
     }  # fmt: skip
     plan = plan_memory(facts, vram=vram, ram=ram, context=context, **how)
     room = SlotRoom(facts, gpu=vram is not None, **how)
+    if cfg.memory.grow or cfg.memory.then:
+        check_policy(setup.policy)
     later = Later(room, plan, sizes.prompt, bool(cfg.memory.grow), caps_of(cfg.memory.then, sizes.new))
     if cfg.memory.grow:  # with room for the first pass; the plan above says that the last has room as well
         first = later.block_of(sizes.prompt) if cfg.device == "cuda" and cfg.graphs else sizes.prompt
@@ -122,38 +125,38 @@ def options_of(plan: MemoryPlan | None) -> dict[str, Any]:
     return {"store": TIER, "ram_experts": plan.ram_experts} if plan.disk_experts else {"store": RAM}
 
 
-def measured(plan: MemoryPlan | None, peak: PeakMemory, before: int) -> dict[str, Any]:
-    """The plan beside what was measured, in bytes."""
+def measured(plan: MemoryPlan | None, peaks: Peaks, before: int) -> dict[str, Any]:
+    """The plan beside what was measured, in bytes, of the whole run; `cap_bytes` are those that it began with."""
     found: dict[str, Any] = {
         "cap_bytes": None if plan is None else plan.ram,
         "planned_bytes": None if plan is None else plan.used("ram"),
-        "peak_bytes": peak.nbytes,
-        "peak_growth_bytes": peak.nbytes - before,
+        "peak_bytes": peaks.ram.nbytes,
+        "peak_growth_bytes": peaks.ram.nbytes - before,
     }
     if torch.cuda.is_initialized():
         found |= {
             "cap_vram_bytes": None if plan is None else plan.vram,
             "planned_vram_bytes": None if plan is None else plan.used("vram"),
-            "peak_vram_bytes": torch.cuda.max_memory_reserved() + _outside_torch(),
+            "peak_vram_bytes": peaks.vram_bytes,
         }
     if plan is not None:
         found["plan"] = [{"name": row.name, "bytes": row.bytes, "where": row.where} for row in plan.rows]
     return found
 
 
-def _outside_torch() -> int:
-    """Of the GPU's memory what torch's allocator does not hold: context and kernels, and other processes on the card."""
-    free, total = torch.cuda.mem_get_info()
-    return max(0, total - free - torch.cuda.memory_reserved())
-
-
 def overrun(found: dict[str, Any]) -> str:
-    """A line that says so where a run took more than its cap; "" where it did not."""
+    """A line that says so where a run took more than a cap that it had then; "" where it did not."""
+    changing = found.get("later", {}).get("caps", [])
     for kind in ("", "_vram"):
-        cap, peak = found.get(f"cap{kind}_bytes"), found.get(f"peak{kind}_bytes")
-        if cap is not None and peak is not None and peak > cap:
-            where = "vram" if kind else "ram"
-            return f"memory.{where}: the run took {readable(peak)}, more than the cap of {readable(cap)}; give it less"
+        where, parts = "vram" if kind else "ram", [{name: found.get(f"{name}{kind}_bytes") for name in ("cap", "peak")}]
+        if changing and changing[0]["where"] == where:
+            parts = [{"cap": part["cap_bytes"], "peak": part["peak_bytes"]} for part in changing]
+        for part in parts:
+            cap, peak = part["cap"], part["peak"]
+            if cap is not None and peak is not None and peak > cap:
+                return (
+                    f"memory.{where}: the run took {readable(peak)}, more than the cap of {readable(cap)}; give it less"
+                )
     return ""
 
 

@@ -7,6 +7,7 @@ from omegaconf import ListConfig
 
 from rgpu.errors import InputError
 from rgpu.experiments.inputs import parse_bytes
+from rgpu.experiments.live_peaks import Peaks
 from rgpu.memory.exhausted import is_shortage
 from rgpu.planning.memory_plan import MemoryPlan, SlotRoom, readable
 from rgpu.runtime.block_cache import BLOCK, block_cache, grow, room
@@ -47,6 +48,8 @@ class Later:
     def __init__(self, room: SlotRoom, plan: MemoryPlan, prompt: int, grow: bool, caps: list[tuple[int, int]]) -> None:
         self.room, self.plan, self.prompt, self.grow, self.caps = room, plan, prompt, grow, caps
         self._cap = plan.ram if plan.vram is None else plan.vram
+        self._caps: list[dict[str, Any]] = []  # those that were, each with the peak of its time
+        self._since = 0  # new tokens when the cap of now came
         self._first = plan
         self._due = list(caps)
         self.cache: Any = None
@@ -61,9 +64,9 @@ class Later:
         """Tokens that a cache in blocks has room for when there are `context`."""
         return min(self.plan.context, -(-context // BLOCK) * BLOCK)
 
-    def watch(self, session: OffloadSession, blocks: bool = False) -> None:
+    def watch(self, session: OffloadSession, peaks: Peaks, blocks: bool = False) -> None:
         """From now on. `blocks`: where contexts grow, `cache` is one for `generate` that grows by blocks, behind the slots."""
-        self._session, self._start = session, sum(session.sizes.rows())
+        self._session, self._start, self._peaks = session, sum(session.sizes.rows()), peaks
         if self.grow and blocks:
             self.cache = block_cache(session.model, self._first.context, self.plan.context)
             session.after_passes(
@@ -75,7 +78,7 @@ class Later:
         context = past + new if self.grow else self.plan.context
         if self.cache is not None:
             context = max(room(self.cache), self.block_of(context))
-        raised = False
+        caps = [self._cap]
         while self._due and past + new - self.prompt >= self._due[0][0]:
             at, cap = self._due.pop(0)
             least = self.room.smallest(self.plan.context)  # to the end of the run
@@ -83,19 +86,37 @@ class Later:
                 self.refused.append({"tokens": at, "cap_bytes": cap, "smallest_bytes": least})
                 sys.stderr.write(
                     f"rgpu generate: memory.then: got {cap} bytes from {at} tokens on; expected at least {least} "
-                    f"({readable(least)}); the run goes on with {self._cap}\n"
+                    f"({readable(least)}); the run goes on with {caps[-1]}\n"
                 )
                 continue
-            raised |= cap > self._cap
-            self._cap = cap
+            caps.append(cap)
+        new_cap, raised = caps[-1], caps[-1] > self._cap
+        if raised:  # more is taken under the new cap, less is given back under the old one
+            self._ends(new_cap, past + new - self.prompt)
         sizes = self._session.sizes
-        now, total = sum(sizes.rows()), self.room.rows(context, self._cap)
-        if not self.caps:
+        now, total = sum(sizes.rows()), self.room.rows(context, new_cap)
+        if not self.caps or 0 <= total - self._start < self.plan.pools:  # no change for what a division leaves over
             total = min(total, self._start)
         if 0 < total < now or ((raised or not past) and total > now):
             sizes.resize(sizes.within(total))
+        if new_cap < self._cap:
+            self._ends(new_cap, past + new - self.prompt)
         if self.cache is not None:  # slots have gone, so their bytes are free
             self._grow(context)
+
+    def _ends(self, cap: int, tokens: int) -> None:
+        """The cap of now had its time; `cap` holds from `tokens` new tokens on."""
+        self._caps.append(self._part())
+        self._cap, self._since = cap, tokens
+
+    def _part(self) -> dict[str, Any]:
+        where = "ram" if self.plan.vram is None else "vram"
+        peak = self._peaks.end_part(where == "vram")
+        return {"tokens": self._since, "cap_bytes": self._cap, "peak_bytes": peak, "where": where}
+
+    def conclude(self) -> None:
+        """The run is over: the last cap had its time."""
+        self._caps.append(self._part())
 
     def _grow(self, context: int) -> None:
         """Where the plan was wrong and there is no memory for the cache, more slots go until there is."""
@@ -114,7 +135,8 @@ class Later:
                 )
 
     def section(self) -> dict[str, Any]:
-        """Slots of all pools at the start, planned at full context, and now; every change: before which pass, slots then."""
+        """Slots of all pools at the start, planned at full context, and now; every change: before which pass, slots then;
+        every cap: from which new token on, and the peak of its time."""
         sizes = self._session.sizes
         staging = self._session.controller.staging
         by_pool = {p: self._start // self._first.pools - staging for p in range(self._first.pools)}
@@ -129,6 +151,7 @@ class Later:
             "context_at_start": self._first.context,
             "full_context": self.plan.context,
             "cap_bytes_at_end": self._cap,
+            "caps": self._caps,
             "refused": self.refused,
             "short_of_memory": self.short,
             "changes": [{"pass": number, "slots": slots} for number, slots in changes.items()],

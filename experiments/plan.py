@@ -133,7 +133,7 @@ def table(
     first = growth[0]
     if first["context"] < plan.context:
         lines.append(
-            f"  with memory.grow=true a run begins with {first['slots']} at a context of {first['context']} and ends with "
+            f"  with memory.grow=true there are {first['slots']} while contexts have up to {first['context']} tokens and "
             f"{plan.slots} at {plan.context}"
         )
     if replayed is None:

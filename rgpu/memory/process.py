@@ -22,18 +22,30 @@ def rss_anon_bytes() -> int:
 
 
 class PeakMemory:
-    """The largest `rss_anon_bytes` while it is open, looked at every `every_s` seconds by a thread of its own."""
+    """The largest `rss_anon_bytes` while it is open (`nbytes`), looked at every `every_s` seconds by a thread of its own; with
+    `restart` also that of each part of this time."""
 
     def __init__(self, every_s: float = 0.005) -> None:
         self.every_s = every_s
         self.nbytes = 0
+        self._part = 0
+        self._lock = threading.Lock()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rgpu-memory", daemon=True)
 
     def look(self) -> int:
         """Look once; -> the peak so far."""
-        self.nbytes = max(self.nbytes, rss_anon_bytes())
-        return self.nbytes
+        with self._lock:
+            now = rss_anon_bytes()
+            self.nbytes, self._part = max(self.nbytes, now), max(self._part, now)
+            return self.nbytes
+
+    def restart(self) -> int:
+        """Ends a part; -> its peak."""
+        self.look()
+        with self._lock:
+            part, self._part = self._part, 0
+        return part
 
     def _run(self) -> None:
         while not self._done.wait(self.every_s):

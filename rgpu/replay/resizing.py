@@ -27,13 +27,20 @@ class Resized:
     evicted: list[int]
 
 
-def check_resizable(policy: Policy, layout: Layout, pool: int, slots: int, most: int) -> None:
-    """`InputError` where pool `pool` cannot get `slots` slots beside its staging."""
+def check_policy(policy: Policy) -> None:
+    """`InputError` where a policy cannot go on with other slots."""
     if not policy.traits.resizes:
         raise InputError(
             f"policy {policy.name}: got a pool that changes its size; expected a policy that goes on with other slots, as "
             "all in conf/policy but clairvoyant ones do, such as lru; keep the cap, or choose another"
         )
+
+
+def check_resizable(policy: Policy, layout: Layout, pool: int, slots: int, most: int) -> None:
+    """`InputError` where pool `pool` cannot get `slots` slots beside its staging."""
+    check_policy(policy)
+    if not 0 <= pool < len(layout.byte_cap):
+        raise InputError(f"pool: got {pool}; expected 0 to {len(layout.byte_cap) - 1}, a pool that there is; give one")
     if layout.byte_cap[pool]:
         raise InputError(
             "pool.bytes: got a pool of experts of unequal sizes that changes its size; expected pool.slots; set that"
@@ -60,7 +67,8 @@ class Resizes:
     def of(cls, trace: Any) -> "Resizes":
         """Those in the header of a live run's trace; none in others."""
         found = trace.header.provenance.get(KEY, [])
-        if not all(isinstance(row, list) and len(row) == 3 and all(type(n) is int for n in row) for row in found):
+        rows = found if isinstance(found, list) else [found]
+        if not all(isinstance(row, list) and len(row) == 3 and all(type(n) is int for n in row) for row in rows):
             raise TraceError(f"provenance.{KEY}: got {found!r}; expected rows of pass, pool and slots; record it anew")
         return cls(found)
 

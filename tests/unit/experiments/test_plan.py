@@ -116,7 +116,7 @@ def test_slots_at_the_start_and_at_full_context(call: Any) -> None:
     slots = {g["context"]: g["slots"] for g in document["context_growth"]}
     assert slots[512] > slots[1024] == document["slots"]
     line = (
-        f"with memory.grow=true a run begins with {slots[512]} at a context of 512 and ends with {slots[1024]} at 1024"
+        f"with memory.grow=true there are {slots[512]} while contexts have up to 512 tokens and {slots[1024]} at 1024"
     )
     assert line in err
     assert "memory.grow" not in call(plan_command, *words, "context=64")[2]

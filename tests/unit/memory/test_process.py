@@ -43,6 +43,17 @@ def test_a_peak_outlives_what_made_it() -> None:
     assert peak.nbytes - before > 56 * MIB
 
 
+def test_each_part_has_its_peak() -> None:
+    with PeakMemory() as peak:
+        first = peak.restart()
+        block = touched(64 * MIB)
+        second = peak.restart()
+        del block
+        third = peak.restart()
+    assert second - first > 56 * MIB and second - third > 56 * MIB
+    assert peak.nbytes == max(first, second, third)
+
+
 def test_the_thread_sees_what_is_between_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     seen, at = [1, 2, 9, 3], iter(range(100))
     looked = threading.Event()

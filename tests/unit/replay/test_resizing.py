@@ -89,9 +89,13 @@ def test_what_cannot_be_is_refused_and_nothing_changes() -> None:
     with pytest.raises(InputError, match="unequal sizes"):
         uneven.resize(0, 2, 0)
     assert (controller._m == before).all()
-    sized.header.provenance["resizes"] = [[1, 2]]
-    with pytest.raises(TraceError, match="provenance.resizes"):
-        Resizes.of(sized)
+    for pool in (-1, len(controller.slots), 99):
+        with pytest.raises(InputError, match=f"pool: got {pool}; expected 0 to "):
+            controller.resize(pool, 2, 0)
+    for odd in ([[1, 2]], 5, None, "x", [[0, 1, "2"]]):
+        sized.header.provenance["resizes"] = odd
+        with pytest.raises(TraceError, match="provenance.resizes"):
+            Resizes.of(sized)
     assert not Resizes.of(trace)
 
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from transformers import StaticCache
 
+from rgpu.experiments.live_peaks import Peaks
 from rgpu.experiments.live_room import Later, cache_of
+from rgpu.memory.process import PeakMemory
 from rgpu.planning.memory_plan import SlotRoom, plan_memory
 from rgpu.policies.lru import Lru
 from rgpu.replay.controller import Controller
@@ -73,7 +75,7 @@ def test_slots_go_a_block_ahead_of_the_cache(tmp_path: Path, monkeypatch: pytest
         folder, lambda shape: Controller(Lru(), shape, PoolConfig("layer", first.slots)), cache=tmp_path, record=False
     ) as session:
         assert cache_of(session, None) is None
-        later.watch(session, blocks=True)
+        later.watch(session, Peaks(PeakMemory()), blocks=True)
         cache = cache_of(session, later)
         made = generation.run_greedy(
             session.model, prompts(2), 30, 0, min_new_tokens=30, **{cache_name(session.model): cache}
@@ -109,7 +111,7 @@ def test_a_plan_that_was_wrong_costs_slots_and_not_the_run(
     with OffloadSession.open(
         folder, lambda shape: Controller(Lru(), shape, PoolConfig("layer", 10)), cache=tmp_path, record=False
     ) as session:
-        later.watch(session, blocks=True)
+        later.watch(session, Peaks(PeakMemory()), blocks=True)
         cache = cache_of(session, later)
         made = generate(session.model, cache)
         assert session.sizes.rows() == [8, 8, 8]

@@ -9,9 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from rgpu.errors import InputError
 from rgpu.experiments.live_memory import measured, options_of, overrun
+from rgpu.experiments.live_peaks import Peaks
+from rgpu.memory.process import PeakMemory
 from rgpu.planning.memory_plan import PROCESS_BYTES, plan_memory
 from rgpu.runtime.model_bytes import read_facts
 from rgpu.transfer.staged_reads import BUFFERS as READ_BUFFERS
@@ -126,10 +129,34 @@ def test_a_plan_with_a_gpu_chooses_the_tier(wide: Path) -> None:
 
 def test_a_run_over_its_cap_says_so(wide: Path) -> None:
     plan = plan_memory(read_facts(str(wide), "float32"), vram=None, ram=1 << 30, context=8)
-    found = measured(plan, SimpleNamespace(nbytes=(1 << 30) + 5), 5)  # type: ignore[arg-type]
+    found = measured(plan, Peaks(SimpleNamespace(nbytes=(1 << 30) + 5)), 5)  # type: ignore[arg-type]
     assert (found["cap_bytes"], found["peak_growth_bytes"]) == (1 << 30, 1 << 30)
     assert overrun(found).startswith("memory.ram: the run took 1 GiB, more than the cap of 1 GiB")
-    assert overrun(found | {"peak_bytes": 1 << 30}) == overrun(measured(None, SimpleNamespace(nbytes=9), 5)) == ""  # type: ignore[arg-type]
+    assert (
+        overrun(found | {"peak_bytes": 1 << 30}) == overrun(measured(None, Peaks(SimpleNamespace(nbytes=9)), 5)) == ""
+    )  # type: ignore[arg-type]
+
+    def later(*parts: tuple[int, int], where: str = "ram") -> str:
+        caps = [{"tokens": 0, "cap_bytes": cap, "peak_bytes": peak, "where": where} for cap, peak in parts]
+        return overrun(found | {"later": {"caps": caps}})
+
+    assert later((1 << 30, 9 * MIB), (2 << 30, (1 << 30) + 5)) == ""  # what it took, it took under the second cap
+    assert "took 705 MiB, more than the cap of 640 MiB" in later((1 << 30, 800 * MIB), (640 * MIB, 705 * MIB))
+    assert later((1 << 30, 9), where="vram").startswith("memory.ram: the run took 1 GiB")
+    assert later((9, 10), where="vram").startswith("memory.ram: ")
+
+
+def test_what_a_card_held_counts_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = {"reserved": 50, "most": 70}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1000 - now["reserved"] - 7, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: now["reserved"])
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: now["most"])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: now.update(most=now["reserved"]))
+    peaks = Peaks(PeakMemory())
+    assert peaks.end_part(vram=True) == 77
+    assert peaks.end_part(vram=True) == 57 and peaks.vram_bytes == 77
+    now["most"] = 90
+    assert peaks.vram_bytes == 97
 
 
 def test_private_memory_stays_under_the_cap(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from rgpu.errors import InputError
 from rgpu.experiments.live_room import caps_of
 from rgpu.planning.memory_plan import PROCESS_BYTES, SlotRoom, plan_memory, slots_at
+from rgpu.policies.lru import Lru
 from rgpu.replay.resizing import Resizes
 from rgpu.runtime.model_bytes import read_facts
+from rgpu.runtime.session import OffloadSession
 from rgpu.traces.storage import load_trace
 from tests.live_models import LAYERS, build
 from tests.unit.runtime.generating import generate, with_tokenizer
@@ -64,6 +67,10 @@ def test_caps_that_come_later(long: Path, tmp_path: Path, capsys: pytest.Capture
     assert [(c["pass"], c["slots"]) for c in later["changes"]] == [(5, 6), (20, 30)]
     assert later["refused"] == [{"tokens": 9, "cap_bytes": least - 1, "smallest_bytes": least}]
     assert f"got {least - 1} bytes from 9 tokens on; expected at least {least}" in capsys.readouterr().err
+    assert [(c["tokens"], c["cap_bytes"]) for c in later["caps"]] == [
+        (0, least + 9 * SLOT), (5, least), (20, least + 100 * SLOT)
+    ]  # fmt: skip
+    assert max(c["peak_bytes"] for c in later["caps"]) == made["memory"]["peak_bytes"]
     assert later["cap_bytes_at_end"] == least + 100 * SLOT and made["slots"] == 10
     slots = [row["slots"] for row in json.loads(rows.read_text())]
     assert slots == [15] * 5 + [6] * 15 + [30] * 20
@@ -71,6 +78,8 @@ def test_caps_that_come_later(long: Path, tmp_path: Path, capsys: pytest.Capture
     both = generate(
         long, *overrides, f"memory.ram={least + 9 * SLOT}", f"memory.then=[[5,{least}]]", "memory.grow=true"
     )
+    alone = generate(long, *overrides, f"memory.ram={least + 10 * SLOT}", f"memory.then=[[5,{least}]]")
+    assert [change["pass"] for change in alone["memory"]["later"]["changes"]] == [5]  # not for what a division leaves
     assert both["failed"] == [] and both["token_ids"] == made["token_ids"]
     assert both["memory"]["later"]["slots_at_end"] >= 6
 
@@ -91,6 +100,17 @@ def test_what_cannot_be(wide: Path, overrides: tuple[str, ...], message: str) ->
     with pytest.raises(InputError, match=message) as raised:
         generate(wide, *overrides)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("change", ["memory.grow=true", "memory.then=[[2,7GiB]]"])
+def test_a_policy_that_cannot_change_is_refused_at_the_start(
+    long: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """Not in the middle of the text, when the first slot is to go."""
+    monkeypatch.setattr(Lru, "traits", replace(Lru.traits, resizes=False))
+    monkeypatch.setattr(OffloadSession, "open", None)
+    with pytest.raises(InputError, match="policy lru: got a pool that changes its size"):
+        generate(long, "policy=lru", "memory.ram=6GiB", change)
 
 
 def test_room_is_what_the_plan_has(wide: Path) -> None:
