@@ -31,6 +31,9 @@ class Linear(Trained, HiddenPredictor):
     """
 
     name = "linear"
+    less_room = (
+        "set predictor=low_rank, a smaller predictor.horizon or predictor.kept_gib"  # where training has too little
+    )
 
     def __init__(
         self, model: str | Path | None = None, horizon: int = 4, epochs: int = 8, batch: int = 256, lr: float = 0.02,
@@ -65,7 +68,7 @@ class Linear(Trained, HiddenPredictor):
         check_room(
             self.name, self.training_bytes(shape, part.tokens),
             f"{shape.layers} layers of {shape.experts} experts, hidden size {shape.hidden} and horizon {self.horizon}",
-            "set predictor=low_rank, a smaller predictor.horizon or predictor.kept_gib",
+            self.less_room,
         )  # fmt: skip
 
     def _kept_bytes(self) -> int:

@@ -46,13 +46,17 @@ class PreAttention(Linear):
     needs = ("pre_attention",)
     reads = "state before attention"
     tiny = TINY
+    less_room = (
+        "set a smaller predictor.horizon or predictor.kept_gib, or where there are hidden states predictor=low_rank, which "
+        "reads them"
+    )
 
     def __init__(
         self, loss: str = "pairwise", margin: float = 1.0, model: str | Path | None = None, horizon: int = 4, epochs: int = 8,
         batch: int = 256, lr: float = 0.0005, validation: float = 0.15, patience: int = 3, seed: int = 0,
-        device: str = "cpu",
+        device: str = "cpu", kept_gib: float = 2.0,
     ) -> None:  # fmt: skip
-        super().__init__(model, horizon, epochs, batch, lr, validation, patience, seed, device)
+        super().__init__(model, horizon, epochs, batch, lr, validation, patience, seed, device, kept_gib)
         self.loss, self.margin = loss, margin
 
     def _check_parameters(self) -> None:

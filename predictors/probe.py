@@ -106,10 +106,11 @@ class Probe(Trained, HiddenPredictor):
 
     def _fit(self, part: Trace, checkpoint: Path | None) -> dict[str, np.ndarray]:
         shape = part.shape
+        smaller = [f"predictor.{size}" for size in ("width", "rank") if size in self.params()]
         check_room(
             self.name, self.training_bytes(shape),
             f"{shape.layers} layers of {shape.experts} experts, hidden size {shape.hidden} and horizon {self.horizon}",
-            "set a smaller predictor.horizon, predictor.width or predictor.rank, or predictor=history_gru, which reads none",
+            f"set a smaller {' or '.join(['predictor.horizon', *smaller])}, or predictor=history_gru, which reads none",
         )  # fmt: skip
         rows = Rows(part, self.horizon)
         fit, held = rows.parts(part, self.validation, self.schedule.seed)

@@ -25,8 +25,10 @@ def free_bytes() -> int | None:
     found = [_field(MEMINFO, "MemAvailable:", 1024)]
     limit, used = _number(CGROUP / "memory.max"), _number(CGROUP / "memory.current")
     if limit is not None and used is not None:
-        cached = _field(CGROUP / "memory.stat", "file ", 1) or 0  # pages that the system takes back
-        found.append(limit - used + cached)
+        file, shared = (_field(CGROUP / "memory.stat", f"{name} ", 1) or 0 for name in ("file", "shmem"))
+        found.append(
+            limit - used + file - shared
+        )  # the system takes pages of files back, but not those in memory alone
     soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
     if 0 <= soft < _ENOUGH:
         found.append(soft - (_field(Path("/proc/self/status"), "VmData:", 1024) or 0))

@@ -10,13 +10,13 @@ import pyarrow as pa
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from rgpu.errors import InputError
 from rgpu.experiments.figures.style import ENDINGS
 from rgpu.experiments.plot import render
 from rgpu.experiments.study.stages import Stages
 from rgpu.experiments.suites.predicting import choices, traced
 from rgpu.experiments.suites.predicting import live as engine
-from rgpu.experiments.suites.predicting.fitting import Bench, names
+from rgpu.experiments.suites.predicting.asked import CHOICES, LIVE, TIMED, TRACE, check
+from rgpu.experiments.suites.predicting.fitting import Bench
 from rgpu.experiments.suites.predicting.material import Material, gather
 from rgpu.experiments.suites.predicting.prefetch import FIGURES as PREFETCH
 from rgpu.experiments.suites.predicting.prefetch import prefetching, records
@@ -29,8 +29,6 @@ from rgpu.results.rows import append, read
 
 FIGURES = ("recall", "layers", "accuracy", "calibration", "next_token", "transfer", "cost", "switches")
 UNPUBLISHED = "nothing published"  # to compare with: the figure is ours
-TIMED, LIVE = PARTS = ("prefetching", "live")  # that a run may be asked for alone
-NEEDED = {"gate_lookahead", "linear"}  # by the verdict on prefetching
 QUICK = "Quick form: little text and short training. Numbers are for looking, not for quoting."
 LACKS = "what was published needs hidden states, domains, a recall near the published one or more sequences than this trace has"
 SMALL = (
@@ -63,12 +61,11 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     facts = manifest(config)
     asked = cfg.get("predicting") or {}
     alone = asked.get("only")
-    if alone == choices.NAME:
-        return choices.run(cfg)
-    if alone == traced.NAME:
-        return traced.run(cfg)
-    families = list(asked.get("families") or names())
-    check(families, alone)
+    families = check(asked)
+    if alone == CHOICES:
+        return choices.run(cfg, families)
+    if alone == TRACE:
+        return traced.run(cfg, families)
     stages = Stages(out, config_hash({"config": config, "commit": facts["commit"], "families": families, "suite": 2}))
     found, missing = gather(cfg, stages.folder / "traces", further=not alone)
     bench = Bench(stages.folder / "fitted", bool(cfg.quick), families, stamp(config, seed=cfg.seed))
@@ -126,7 +123,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "limits": [
             SMALL,
             *missing,
-            *([traced.ABSENT] if own_trace is None and alone is None else []),
+            *([traced.ABSENT if own_trace is None else traced.LIMIT] if alone is None else []),
             *refused,
             *([QUICK] if cfg.quick else []),
         ],
@@ -140,23 +137,6 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     build_page(result, index, [m.subject for m in found], facts, out, title="Predictors of routed experts", how=HOW)
     stages.clear()
     return result
-
-
-def check(families: list[str], only: str | None) -> None:
-    """`InputError` where a run is asked for families or a part that there are not."""
-    if unknown := sorted(set(families) - set(names())):
-        raise InputError(
-            f"predicting.families: got {', '.join(unknown)}; expected some of conf/predictor; choose others"
-        )
-    if not set(families) >= NEEDED:
-        raise InputError(
-            f"predicting.families: got {', '.join(families)}; expected gate_lookahead and linear; add them"
-        )
-    if only not in (None, *PARTS):
-        raise InputError(
-            f"predicting.only: got {only!r}; expected null, {', '.join(PARTS)}, {traced.NAME} or {choices.NAME}; set "
-            f"predicting.only={TIMED}"
-        )
 
 
 def unpublished(figure: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Legend: S sequences.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ class Split:
 def split(trace: Trace, calibration: float = 0.5, seed: int = 0) -> Split:
     """Divide the sequences by source document, deterministically, about `calibration` of each domain's documents first.
 
-    Sequences that share a document (`document` in the header: a name or a list of names; else dataset and row), or that
+    Sequences that share a document (`document` in the header: a name or a list of names) or a row of a dataset, or that
     are equal token for token, stay together. Order of assignment is by hash of (seed, group). From two groups on both
     parts hold at least one; a single group is scored and nothing calibrates. Raises `InputError` for a share outside
     (0, 1).
@@ -65,9 +66,11 @@ def documents_of(meta: dict[str, Any]) -> list[str]:
         return [str(part) for part in document]
     if document:
         return [str(document)]
-    if "dataset" in meta and "row_index" in meta:
-        return [f"{meta['dataset']}/{meta['row_index']}"]
-    return []
+    return _row_of(meta)
+
+
+def _row_of(meta: dict[str, Any]) -> list[str]:
+    return [f"{meta['dataset']}/{meta['row_index']}"] if "dataset" in meta and "row_index" in meta else []
 
 
 def origins(trace: Trace) -> set[str]:
@@ -81,32 +84,26 @@ def sharing(trace: Trace, known: set[str]) -> np.ndarray:
 
 
 def held_apart(calibration: Trace, scored: Trace, what: str) -> None:
-    """`ConsistencyError` where something of `scored` calibrates, trains or chooses: a document of both traces, or equal content
-    where sequences name none. `what` was about to be scored."""
-    known, told = _names(calibration), _names(scored)
-    if shared := sorted(known & told):
+    """`ConsistencyError` where a sequence of `scored` calibrates, trains or chooses: where it shares a document, a row
+    of a dataset or its content with one of `calibration`, whichever of these each trace has. `what` was about to be scored."""
+    both = calibration.token_ids is not None and scored.token_ids is not None
+    contents = ("tokens",) if both else ("experts",)  # equal tokens are the same text; other texts may be routed alike
+    known, told = set[str]().union(*_origins(calibration, contents)), _origins(scored, contents)
+    if shared := [sorted(own & known) for own in told if own & known]:
         raise ConsistencyError(
-            f"{what}: {len(shared)} of {len(told)} scored documents also calibrate ({shared[0]}); they must be apart"
+            f"{what}: {len(shared)} of {len(told)} scored sequences also calibrate ({shared[0][0]}); they must be apart"
         )
 
 
-def _names(trace: Trace) -> set[str]:
-    """Documents of its sequences; of those without, the hash of what `split` tells them apart by."""
-    found: set[str] = set()
-    content = trace.expert_ids if trace.token_ids is None else trace.token_ids
-    for s, meta in enumerate(trace.header.sequences or [{}] * trace.sequences):
-        rows = content[trace.seq_offsets[s] : trace.seq_offsets[s + 1]]
-        found |= set(documents_of(meta)) or {f"sha256:{_digest(rows)}"}
-    return found
-
-
-def _origins(trace: Trace) -> list[set[str]]:
+def _origins(trace: Trace, contents: Sequence[str] = ("tokens", "experts")) -> list[set[str]]:
     metas = trace.header.sequences or [{}] * trace.sequences
-    contents = {"tokens": trace.token_ids, "experts": trace.expert_ids}
-    found = [set(documents_of(meta)) for meta in metas]
+    arrays = {"tokens": trace.token_ids, "experts": trace.expert_ids}
+    found = [set(documents_of(meta)) | set(_row_of(meta)) for meta in metas]
     for s, own in enumerate(found):
         rows = slice(trace.seq_offsets[s], trace.seq_offsets[s + 1])
-        own |= {f"{name} sha256:{_digest(array[rows])}" for name, array in contents.items() if array is not None}
+        for name in contents:
+            if (array := arrays[name]) is not None:
+                own.add(f"{name} sha256:{_digest(array[rows])}")
     return found
 
 
@@ -133,7 +130,7 @@ def _groups(trace: Trace) -> list[int]:
     first: dict[str, int] = {}
     for s in range(trace.sequences):
         rows = content[trace.seq_offsets[s] : trace.seq_offsets[s + 1]]
-        for key in [*_documents(metas[s], s), "sha256:" + _digest(rows)]:
+        for key in [*_documents(metas[s], s), *_row_of(metas[s]), "sha256:" + _digest(rows)]:
             a, b = root(first.setdefault(key, s)), root(s)
             parent[max(a, b)] = min(a, b)
     return [root(s) for s in range(trace.sequences)]

@@ -24,8 +24,10 @@ NAMES = sorted(p.stem for p in FOLDER.glob("*.yaml") if p.stem != "oracle")  # w
 
 
 def spoiled(trace: Trace, sequences: np.ndarray) -> Trace:
-    """Other routing, hidden states, tokens and domains in those sequences, the same lengths and documents."""
+    """Other routing, gate weights, hidden states, tokens and domains in those sequences, the same lengths and documents."""
     row_N = np.isin(np.repeat(np.arange(trace.sequences), np.diff(trace.seq_offsets)), sequences)
+    assert trace.weights is not None
+    weights = np.where(row_N[:, None, None], trace.weights[..., ::-1], trace.weights)
     ids, hidden, tokens = trace.expert_ids.copy(), np.array(trace.hidden), np.array(trace.token_ids)
     ids[row_N] = (ids[row_N] + 3) % EXPERTS
     hidden[row_N] = -7 * hidden[row_N][::-1]
@@ -36,7 +38,7 @@ def spoiled(trace: Trace, sequences: np.ndarray) -> Trace:
     logits = None if trace.router_logits is None else np.where(row_N[:, None, None], 9, trace.router_logits)
     return replace(
         trace, header=replace(trace.header, sequences=metas), expert_ids=ids, hidden=hidden, token_ids=tokens,
-        pre_attention=entering, router_logits=None if logits is None else logits.astype(np.float16),
+        pre_attention=entering, weights=weights, router_logits=None if logits is None else logits.astype(np.float16),
     )  # fmt: skip
 
 
@@ -71,7 +73,7 @@ def test_a_split_that_leaks_is_refused(tmp_path: Path) -> None:
     trace = learnable_trace()
     parts = split(trace)
     leaking = Split(np.append(parts.calibration, parts.scored[:1]), parts.scored, "")
-    with pytest.raises(ConsistencyError, match="1 of 3 scored documents also calibrate"):
+    with pytest.raises(ConsistencyError, match="1 of 3 scored sequences also calibrate"):
         train(Popularity(), trace, leaking, tmp_path / "p")
     whole = halves("toy", "", trace)
     subject = Subject("toy", "", trace, trace, whole.scored)
@@ -86,6 +88,43 @@ def test_without_documents_content_tells() -> None:
     held_apart(first, others, "here")
     with pytest.raises(ConsistencyError, match="here: 1 of 1"):
         held_apart(trace, first, "here")
+
+
+def test_contents_tell_where_only_one_side_names_documents() -> None:
+    named = learnable_trace()
+    bare = replace(named, header=replace(named.header, sequences=[]))
+    rows = replace(bare, token_ids=None)  # nothing but routed ids to know it by
+    for one, other in ((named, bare), (bare, named), (named, rows), (rows, named)):
+        with pytest.raises(ConsistencyError, match="here: 6 of 6 scored sequences"):
+            held_apart(one, other, "here")
+    alike = replace(named, token_ids=named.token_ids + 1)  # type: ignore[operator]
+    for s, meta in enumerate(list(alike.header.sequences)):
+        meta["document"] = f"other {s}"
+    held_apart(replace(bare, header=replace(bare.header, sequences=[])), alike, "here")  # routed alike, another text
+
+
+def test_rows_of_a_dataset_tell_beside_documents() -> None:
+    one, other = learnable_trace(), learnable_trace(seed=1)
+    for s in range(one.sequences):
+        one.header.sequences[s] = {"document": f"a{s}", "dataset": "d", "row_index": s}
+        other.header.sequences[s] = {"document": f"b{s}", "dataset": "d", "row_index": s + 4}
+    with pytest.raises(ConsistencyError, match=r"here: 2 of 6 scored sequences also calibrate \(d/4\)"):
+        held_apart(one, other, "here")
+    one.header.sequences[1]["row_index"] = 0
+    held_apart(one.select(split(one).calibration), one.select(split(one).scored), "here")  # they stay together
+
+
+def test_what_is_spoiled_is_everything() -> None:
+    """An array added to traces is to be spoiled too."""
+    trace = learnable_trace(logits=True)
+    other = spoiled(trace, np.array([5])).arrays()
+    lengths = {"seq_offsets", "positions", "passes", "phase"}
+    for name, array in trace.arrays().items():
+        if name in lengths:
+            assert np.array_equal(array, other[name])
+        else:
+            assert np.array_equal(array[:150], other[name][:150]), name
+            assert not np.array_equal(array[150:], other[name][150:]), name
 
 
 def test_replays_with_a_forecast_keep_both_parts_apart() -> None:

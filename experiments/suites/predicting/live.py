@@ -21,6 +21,7 @@ from rgpu.experiments.study.live_verdict import HEAD, judge, lines, rows, senten
 from rgpu.experiments.study.predictor_cost import cost_of
 from rgpu.experiments.study.prefetch_time import slots_of
 from rgpu.experiments.study.stages import Stages
+from rgpu.experiments.suites.predicting.asked import repeats_of, shares_of, speeds_of
 from rgpu.experiments.suites.predicting.fitting import Bench, names
 from rgpu.experiments.suites.predicting.material import Material, documents, without
 from rgpu.experiments.suites.published.record import note
@@ -32,7 +33,6 @@ from rgpu.traces.trace import Trace
 FIGURE = "prefetch_live"
 MOST_US = 100.0  # that observing and forecasting one event may take: more than a tenth of a layer here
 OTHERS = 0.25  # cores that other processes may use beside a run before it is made again
-LINKS = (0.5, 0.1)  # GB/s, emulated
 FULL = Size(8, 16, 2, (0.25, 0.5), (), 3, 30.0)
 QUICK = Size(2, 6, 1, (0.25,), (), 1, 0.0)
 DIFFERS = (
@@ -44,18 +44,8 @@ DIFFERS = (
 def size_of(asked: Mapping[str, Any], quick: bool) -> Size:
     """How much runs: this machine's own file reads and the emulated links asked for (the slowest alone in the quick form)."""
     size = QUICK if quick else FULL
-    speeds = [float(v) for v in (LINKS if asked.get("links") is None else asked["links"])]
-    if any(not v > 0 for v in speeds):
-        raise InputError(f"predicting.links: got {speeds}; expected GB/s above 0; set predicting.links=[0.5,0.1]")
-    shares = tuple(float(v) for v in asked.get("shares") or size.shares)
-    if any(not 0 < v <= 1 for v in shares) or len(set(shares)) < len(shares):
-        raise InputError(
-            f"predicting.shares: got {list(shares)}; expected different shares of the experts, above 0 and at most 1; set "
-            "predicting.shares=[0.25,0.5]"
-        )
-    repeats = size.repeats if asked.get("repeats") is None else asked["repeats"]
-    if type(repeats) is not int or repeats < 1:
-        raise InputError(f"predicting.repeats: got {repeats!r}; expected a number from 1; set predicting.repeats=2")
+    speeds, repeats = speeds_of(asked), repeats_of(asked, size.repeats)
+    shares = shares_of(asked, size.shares)
     links = (Link(), *(Link(v) for v in (sorted(speeds)[:1] if quick else speeds)))
     return replace(size, links=links, repeats=repeats, shares=shares)
 
@@ -92,6 +82,7 @@ def run(
     """Fit, calibrate, compete on texts of `scored`, judge. `seen`: the default was chosen on them."""
     began = time.perf_counter()
     subject, links = material.subject, size.links
+    held_apart(subject.calibration, scored, "predicting.only=live")
     predictors, left_out = competing(bench, material, scored)
     host, quiet = Host.opened(Path(material.model)), Quiet(OTHERS, size.patience_s)
     loads = [load_average()]

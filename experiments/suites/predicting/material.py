@@ -59,8 +59,7 @@ def gather(cfg: DictConfig, folder: Path, further: bool = True) -> tuple[list[Ma
     model, tokenizer = load_model(cfg.model)
     reader = Reader(model, tokenizer, folder)
     forced = read_again(reader, whole, "reference")
-    if not (np.sort(forced.expert_ids, 2) == np.sort(whole.expert_ids, 2)).all():
-        raise ConsistencyError("reading the reference trace's tokens again routed some of them to other experts")
+    same_routing(forced, whole)
     more: dict[str, Trace] = {}
     if further and not cfg.quick:
         longest = int(np.diff(whole.seq_offsets).max())
@@ -115,6 +114,12 @@ def read_again(reader: Reader, trace: Trace, name: str, quantisation: str = "non
     made.header.on_policy = trace.header.on_policy and quantisation == trace.header.quantisation
     made.header.quantisation = quantisation
     return replace(made, passes=trace.passes, phase=trace.phase)
+
+
+def same_routing(read: Trace, original: Trace) -> None:
+    """`ConsistencyError` where reading the tokens of `original` again chose other experts."""
+    if not (np.sort(read.expert_ids, 2) == np.sort(original.expert_ids, 2)).all():
+        raise ConsistencyError("reading the reference trace's tokens again routed some of them to other experts")
 
 
 def read_stepwise(reader: Reader, prompts: Sequence[Prompt], name: str) -> Trace:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from rgpu.errors import InputError
 from rgpu.experiments.study.prefetch_time import BASELINE, COST, FEW, ORACLE, SHARE, Arm, Court, rows, slots_of
 from rgpu.experiments.study.stages import Stages
-from rgpu.experiments.suites.predicting.fitting import Bench, names
+from rgpu.experiments.suites.predicting.fitting import Bench
 from rgpu.experiments.suites.predicting.material import Material, window
 from rgpu.experiments.suites.published.subjects import halves
 from rgpu.results.provenance import config_hash, manifest, stamp, write_atomic
@@ -27,6 +27,10 @@ SEQUENCES, QUICK_SEQUENCES = 40, 8  # of each half, at most
 TOKENS, QUICK_TOKENS = 320, 72  # of each sequence
 TIMED_SEQUENCES, TIMED_TOKENS = 12, 96  # of the scored half: minutes of work
 WAYS = (("top_k", "lru"), ("expected_value", "lru"), ("expected_value", "joint_forecast"))  # planner, policy
+LIMIT = (
+    f"predicting.trace: its routing is timed with the layers of {COST} whatever model it is of; one with larger experts or "
+    "whose layers take longer saves another share"
+)
 ABSENT = "predicting.trace: none given, so no trace of routed ids alone was judged; set predicting.trace=PATH"
 
 
@@ -51,6 +55,12 @@ def traced(bench: Bench, path: Path, seed: int, stages: Stages) -> tuple[list[pa
     subject = material.subject
     held_apart(subject.calibration, subject.scored, "predicting.trace")
     usable = bench.usable(material)  # refuses what needs hidden states, and says so
+    if not usable:
+        name, why = next(iter(bench.refused[subject.name].items()))
+        raise InputError(
+            f"predicting.families: got none that {path.name} is enough for ({name}: {why}); expected one that needs routed ids "
+            "alone and two documents to fit it; add popularity or record more prompts"
+        )
     scored = window(subject.scored.select(np.arange(min(TIMED_SEQUENCES, subject.scored.sequences))), 0, TIMED_TOKENS)
 
     def make() -> list[pa.Table]:
@@ -83,15 +93,10 @@ def document(found: Any, material: Material, scored: Trace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
+def run(cfg: DictConfig, families: list[str]) -> dict[str, Any]:
     """That part alone: rows and the document, without the reference model."""
     began, asked, out = time.perf_counter(), cfg.predicting, Path(cfg.out)
-    if asked.get("trace") is None:
-        raise InputError(
-            "predicting.trace: got null; expected a trace, whose routed ids are enough; set predicting.trace=PATH"
-        )
     config = OmegaConf.to_container(cfg, resolve=True)
-    families = list(asked.get("families") or names())
     stages = Stages(out, config_hash({"config": config, "commit": manifest(config)["commit"], "part": NAME}))
     bench = Bench(stages.folder / "fitted", bool(cfg.quick), families, stamp(config, seed=cfg.seed))
     tables, found = traced(bench, Path(asked.trace), cfg.seed, stages)
@@ -99,7 +104,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     path.unlink(missing_ok=True)
     append(path, tables)
     result = {
-        "suite": "predictors", "part": NAME, "traced": found, "refused": bench.refused, "rows": str(path),
+        "suite": "predictors", "part": NAME, "traced": found, "refused": bench.refused, "limits": [LIMIT], "rows": str(path),
         "report": str(report), "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
     write_atomic(report, (json.dumps(result, indent=1) + "\n").encode())

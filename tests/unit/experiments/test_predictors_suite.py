@@ -310,17 +310,6 @@ def test_prefetching_leaves_out_what_the_default_was_chosen_on(
     assert kept[1] == (scored, True)  # nothing else is left: timed, and no verdict
 
 
-def test_what_is_asked_of_the_suite() -> None:
-    suite.check(["gate_lookahead", "linear"], None)
-    for families, part in (
-        (["linear"], None),
-        (["gate_lookahead", "linear", "nothing"], None),
-        (suite.names(), "recall"),
-    ):
-        with pytest.raises(InputError, match=r"predicting\.(families|only): got .*; expected"):
-            suite.check(families, part)
-
-
 def test_the_quick_form(tmp_path: Path) -> None:
     paths = {"traces": "assets/traces", "model": "assets/reference", "heldout": "assets/heldout"}
     cfg = OmegaConf.create({**paths, "shared": str(tmp_path), "out": str(tmp_path / "out"), "quick": True, "seed": 0})

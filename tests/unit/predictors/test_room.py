@@ -1,5 +1,6 @@
 """Bytes said before they are taken: of a fitted predictor, and of a training that is refused."""
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 from rgpu.errors import InputError
 from rgpu.predictors import room
 from rgpu.predictors.linear import Linear
+from rgpu.predictors.low_rank import LowRank
 from rgpu.predictors.mlp import Mlp
+from rgpu.predictors.pre_attention import PreAttention
 from rgpu.replay.stream import routing_events, tell
 from rgpu.traces.trace import Trace, TraceHeader
 from rgpu.types import MoEShape
@@ -78,9 +81,28 @@ def test_a_huge_model_is_refused_before_anything_is_allocated(monkeypatch: pytes
     assert time.perf_counter() - began < 2
 
 
-def test_a_low_rank_probe_of_a_huge_model_takes_far_less() -> None:
-    from rgpu.predictors.low_rank import LowRank
+def test_a_refusal_names_settings_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each setting that the line names is one of this predictor's, and less of it takes less."""
+    trace = learnable_trace()
+    monkeypatch.setattr(room, "free_bytes", lambda: 1)
+    for kind in (Linear, PreAttention, LowRank, Mlp):
+        predictor: Any = kind()
+        named = set(re.findall(r"predictor\.(\w+)", _refusal(predictor, trace).split("; ")[-1]))
+        assert named and named <= set(predictor.params()), kind
+    own = _refusal(PreAttention(), trace)
+    assert "or predictor.kept_gib, or where there are hidden states predictor=low_rank" in own
+    shape, tokens = MoEShape(8, 32, 4, 256), 30_000
+    less = PreAttention(kept_gib=0)
+    assert less.kept_gib == 0 and less.training_bytes(shape, tokens) < PreAttention().training_bytes(shape, tokens)
 
+
+def _refusal(predictor: Any, trace: Trace) -> str:
+    with pytest.raises(InputError, match="that are free; set ") as told:
+        predictor.fit(trace)
+    return str(told.value)
+
+
+def test_a_low_rank_probe_of_a_huge_model_takes_far_less() -> None:
     small, large = LowRank().training_bytes(HUGE), Linear().training_bytes(HUGE, 1)
     assert small < large / 50
     assert Linear(horizon=1).training_bytes(HUGE, 1) >= 17 * 94 * 4096**2  # whitening does not know the horizon
@@ -101,5 +123,7 @@ def test_what_is_free_is_the_least_of_all_limits(tmp_path: Path, monkeypatch: py
     (tmp_path / "memory.max").write_text("4000000\n")
     (tmp_path / "memory.stat").write_text("anon 5\nfile 500000\nfile_mapped 7\n")
     assert room.free_bytes() == 1500000
+    (tmp_path / "memory.stat").write_text("anon 5\nfile 500000\nshmem 200000\nfile_mapped 7\n")
+    assert room.free_bytes() == 1300000  # what lies in a file system in memory is not given back
     monkeypatch.setattr(room.resource, "getrlimit", lambda which: (10, 10))
     assert room.free_bytes() == 0
