@@ -197,7 +197,7 @@ class Controller:
         self._forecast = None
         if self.policy.traits.forecast and self.predictor is not None:
             if self.waits:  # what was forecast of this event is past, and of its layer's next one nothing is said yet
-                self._chances_E(event.layer)[:] = 0
+                self._forget(event.layer)
             else:
                 self._forecast = self._foresee(self.predictor, event)
         feature = np.zeros((1, 0), np.float32)
@@ -291,6 +291,10 @@ class Controller:
             for layer, probs_E in zip(forecast.layers.tolist(), forecast.probs_HE, strict=True):
                 self._chances_E(layer)[:] = probs_E
         return forecast
+
+    def _forget(self, layer: int) -> None:
+        """Drop what was forecast of an event that is past."""
+        self._chances_E(layer)[:] = 0
 
     def _chances_E(self, layer: int) -> np.ndarray:
         """What a policy that evicts by forecasts reads of one layer."""
