@@ -1,8 +1,8 @@
 """How many expert slots fit beside everything else in a budget of device and host memory, and where each byte goes.
 
-With a GPU, dense weights, KV cache, workspace and slots are in its memory, and host memory holds the pinned tier of experts
-that loads come from (the rest stays on disk). Without one all of it is private memory of the process, and the store is a
-mapped file, whose pages the kernel may drop.
+With a GPU, dense weights, KV cache, workspace and slots are in its memory, and host memory holds the experts that loads come
+from (page-locked where it holds all of them; the rest stays on disk). Without one all of it is private memory of the process,
+and the store is a mapped file, whose pages the kernel may drop.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class MemoryRow:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
     """A budget and what fills it. `vram` None: no GPU. `slots` of each of `pools` pools, staging included;
-    `ram_experts` in the pinned tier and `disk_experts` that find no room there (without a GPU 0 and all)."""
+    `ram_experts` held in host memory and `disk_experts` that find no room there (without a GPU 0 and all)."""
 
     vram: int | None
     ram: int
@@ -137,7 +137,8 @@ def plan_memory(
             pinned -= READ_BUFFERS
             how = f"{READ_BUFFERS} experts on their way from disk to the GPU"
             rows.append(MemoryRow("read buffers", READ_BUFFERS * budget.slot, "ram", how))
-        how = f"{pinned} of {total} experts pinned" + ("" if pinned == total else "; the rest is read from disk")
+        how = f"{pinned} of {total} experts held in RAM"
+        how += ", page-locked" if pinned == total else "; the rest is read from disk"
         rows.append(MemoryRow("experts in host memory", pinned * budget.slot, "ram", how))
     return MemoryPlan(
         vram=vram, ram=ram, context=context, batch=batch, scope=scope, staging=staging, rows=tuple(rows),

@@ -1,11 +1,16 @@
 """`StagedReads`: threads that read experts from their source into a ring of page-locked buffers, what is needed first."""
 
+import mmap
 import threading
 from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 
 import torch
 
+from rgpu.errors import InputError
+from rgpu.memory.pinned import page_locked
 from rgpu.planning.memory_plan import READ_BUFFERS
 from rgpu.store.source import ExpertSource
 from rgpu.transfer.errors import TransferError
@@ -15,7 +20,23 @@ from rgpu.types import ExpertKey
 THREADS = 4
 BUFFERS = READ_BUFFERS  # of an expert each
 AHEAD_BUFFERS = 3  # of these, at most, for reads ahead: what is needed now always finds a thread and the other buffers
+LockPages = Callable[[torch.Tensor], AbstractContextManager[None]]
 _POLL_S = 0.5  # how often one who waits looks whether the threads live
+
+
+def _where_a_gpu_reads(memory: torch.Tensor) -> AbstractContextManager[None]:
+    return page_locked(memory) if torch.cuda.is_available() else nullcontext()
+
+
+def _own_pages(nbytes: int) -> torch.Tensor:
+    """uint8 [nbytes] of private memory in pages that nothing else is in, as pages are locked whole."""
+    try:
+        pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, MemoryError) as error:
+        raise InputError(
+            f"cannot read experts from disk: got no memory for a buffer of {nbytes} bytes ({error}); give fewer ram_experts"
+        ) from None
+    return torch.frombuffer(pages, dtype=torch.uint8)
 
 
 @dataclass(slots=True, eq=False)
@@ -36,12 +57,16 @@ class StagedReads:
     Urgent reads go first, in the order they began. A read is made in pieces, between which one that goes first overtakes it
     and after which it can be given up. `begin` needs `room`; whoever took a read from `ended` gives it back with `release`
     once nothing reads its buffer any more. A read that fails ends all reading: `error` is set and `wait` returns.
+
+    Buffers are plain memory that is locked where it is, until `close`: torch's own page-locked memory comes in powers of two,
+    up to twice what plans count.
     """
 
     def __init__(
         self, source: ExpertSource, *, threads: int = THREADS, buffers: int = BUFFERS, ahead: int = AHEAD_BUFFERS,
-        chunk_bytes: int = CHUNK_BYTES,
+        chunk_bytes: int = CHUNK_BYTES, lock_pages: LockPages | None = None,
     ) -> None:  # fmt: skip
+        self._lock_pages, self._locks = lock_pages or _where_a_gpu_reads, ExitStack()
         self._source, self._nbytes, self._chunk = source, source.layout.nbytes, chunk_bytes
         self._buffers, self._most_ahead = buffers, ahead
         self._free: list[torch.Tensor] = []
@@ -72,7 +97,9 @@ class StagedReads:
         with self._lock:
             if not self._free:
                 assert self._made < self._buffers
-                self._free.append(torch.empty(self._nbytes, dtype=torch.uint8, pin_memory=torch.cuda.is_available()))
+                buffer = _own_pages(self._source.layout.stride)
+                self._locks.enter_context(self._lock_pages(buffer))
+                self._free.append(buffer[: self._nbytes])
                 self._made += 1
             read = Read(self._free.pop(), key, urgent)
             self._held_ahead += not urgent
@@ -128,6 +155,7 @@ class StagedReads:
             thread.join()
         self._free.clear()
         self._ended.clear()
+        self._locks.close()
 
     def _run(self) -> None:
         try:

@@ -4,9 +4,11 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
 
 from rgpu.errors import InputError
 from rgpu.memory.slot_pool import CopyState, SlotPool
@@ -75,6 +77,26 @@ def test_reads_overlap_in_bounded_memory(held: Any) -> None:
     assert len(it.source.places) <= BUFFERS and not it.source.overlaps
     counts = it.transfer.counts()
     assert (counts.copies, counts.demand_bytes, counts.queued) == (SLOTS, SLOTS * NBYTES, 0)
+
+
+def test_buffers_are_locked_where_they_are_and_take_what_plans_count(held: Any) -> None:
+    locked: list[tuple[int, int]] = []
+
+    @contextmanager
+    def lock(memory: torch.Tensor) -> Iterator[None]:
+        locked.append((memory.data_ptr(), memory.untyped_storage().nbytes()))
+        yield
+        assert not any(thread.is_alive() for thread in it.transfer._reads._threads)
+        locked.remove((memory.data_ptr(), memory.untyped_storage().nbytes()))
+
+    it = held(None, lock_pages=lock)
+    for slot in range(SLOTS):
+        it.submit(slot, slot)
+    assert all(it.arrives(slot, slot) for slot in range(SLOTS))
+    assert {place for place, _ in locked} == it.source.places and len(locked) == BUFFERS
+    assert all(place % 4096 == 0 and nbytes == LAYOUT.stride for place, nbytes in locked)
+    it.transfer.close()
+    assert not locked
 
 
 def test_what_is_needed_is_read_before_what_may_be(held: Any) -> None:
