@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from rgpu.experiments.benching import growth_check
 from rgpu.experiments.benching.texts import TOKENS, agree, far, generated, same
 from rgpu.kernels.compute_cpu import CpuCompute
 from rgpu.kernels.compute_triton import on_gpu
@@ -68,6 +69,7 @@ def checks(folder: Path) -> Iterator[Result]:
         for slots, what in ((5, "a quarter resident"), (EXPERTS, "all resident")):
             name = f"gpt_oss mxfp4, window of {window}, {what}: graphs as transformers' own cache, bit for bit"
             yield _guarded(name, _windows, where, folder / "stores", slots)
+    yield _guarded(growth_check.NAME, growth_check.grown)
 
 
 def _built(kind: str, where: Path, **changed: Any) -> Path:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from rgpu.experiments.benching import engine_checks
+from rgpu.experiments.benching import engine_checks, growth_check
 from rgpu.experiments.benching.engine_checks import _beside
 from rgpu.experiments.benching.texts import Text, agree, far
 
@@ -69,3 +69,17 @@ def test_misses_on_the_processor_are_looked_at_in_every_step_and_in_graphs(
     monkeypatch.setattr(engine_checks, "generated", generated)
     holds, found = _beside(Opened, "cpu", stock)
     assert holds is (wrong is None), found
+
+
+@pytest.mark.parametrize("kept", [0, 5])
+def test_what_growth_leaves_reserved_is_seen(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`kept`: blocks of the whole cache that an allocator keeps beside it."""
+    shape = {"num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    block = 3 * 2 * growth_check.BATCH * 2 * 256 * 16 * 2
+    after = [5, 5 + (growth_check.BLOCKS + kept) * block]
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: after.pop(0))
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 5 + (growth_check.BLOCKS + kept) * block)
+    holds, found = growth_check.grown("cpu", shape)
+    assert holds is not bool(kept) and "3 MiB held" in found, found
