@@ -124,6 +124,13 @@ def test_a_plan_with_a_gpu_chooses_the_tier(wide: Path) -> None:
 
     assert options(MIB) == {"store": "ram"}
     assert options((7 + READ_BUFFERS) * facts.expert_stride) == {"store": "tier", "ram_experts": 7}
+    rows = [
+        plan_memory(facts, vram=1 << 30, ram=PROCESS_BYTES + ram, context=8).rows[-1]
+        for ram in (MIB, 13 * facts.expert_stride)
+    ]
+    total = facts.layers * facts.experts
+    assert rows[0].how == f"{total} of {total} experts held in RAM, page-locked"
+    assert rows[1].how == f"7 of {total} experts held in RAM; the rest is read from disk"  # through the buffers
     assert options_of(plan_memory(facts, vram=None, ram=1 << 30, context=8)) == options_of(None) == {}
 
 

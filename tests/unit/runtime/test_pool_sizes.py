@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from rgpu.replay.stream import routing_events
 from rgpu.runtime.pool_sizes import PoolSizes
 from rgpu.runtime.session import OffloadSession
 from rgpu.traces.storage import load_trace, save_trace
+from rgpu.types import ExpertKey
 from tests.live_models import EXPERTS, LAYERS, Case, build, generate, prompts
 from tests.unit.runtime.test_device_executor import Late, opened
 from tests.unit.runtime.test_session import Wild, policy_of
@@ -298,6 +300,31 @@ def test_a_change_cut_short_on_the_host_too(
                 session.sizes.resize([3, 4, 4])
         with pytest.raises(RgpuError, match="cut short; close the session"):
             generate(session.model, cases["qwen3_moe"].stock[1][0])
+
+
+def test_nothing_moves_while_a_cancelled_copy_is_still_written(
+    cases: dict[str, Case], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its slot is EMPTY, so somebody may be moved there."""
+    with OffloadSession.open(cases["qwen3_moe"].folder, lru(4), cache=cache) as session:
+        generate(session.model, cases["qwen3_moe"].stock[1][0])
+        read, going, may_end = session.store.read_into, threading.Event(), threading.Event()
+
+        def slow(*arguments: Any) -> None:
+            going.set()
+            assert may_end.wait(10)
+            read(*arguments)
+
+        monkeypatch.setattr(session.transfer._source, "read_into", slow)
+        slot = session.controller.staging + session.controller.slots[0] - 1
+        session.transfer.submit(ExpertKey(0, 0), 0, slot, True)
+        assert going.wait(10) and session.transfer.cancel(0, slot)
+        threading.Timer(0.05, may_end.set).start()
+        resize = session.controller.resize
+        monkeypatch.setattr(
+            session.controller, "resize", lambda *a: resize(*a) if may_end.is_set() else pytest.fail("too early")
+        )
+        session.sizes.resize([3, 4, 4])
 
 
 RESIDENT = """
