@@ -28,11 +28,12 @@ def prefetch_rows(context: Context) -> Iterator[pa.Table]:
                 for k, end in enumerate(("useful", "late", "wasted", "cancelled", "pending", "harmful")):
                     yield arm.rows(f"bytes_{end}", "bytes/pass", 1e6 * (6 - k) / (1 + i))
     at = context.at(experiment="prefetch_break_even", lag=1, capacity_share=0.25, predictor="oracle")
-    for policy in ("lru", "joint_forecast"):
+    for case, policy in (("sure", "lru"), ("sure", "joint_forecast"), ("calibrated", "lru")):
         for i, link in enumerate(("6", "25", "100")):
             for j, compute in enumerate((1e-4, 4e-4, 1.6e-3)):
-                own = at.at(policy=policy, machine=link, x=compute)
+                own = at.at(case=case, policy=policy, machine=link, x=compute)
                 yield own.rows("recall_needed", "share", 2.0 if i + j < 1 else 1.1 - 0.2 * (i + j))
+                yield own.rows("worst_saved", "share", -0.1 * (i + j) if case == "sure" else 0.0)
                 yield own.rows("fastest_handler", "rank", float((i + j) % 4))
                 yield own.rows("copy", "s", 2.2e-3 / 4**i)
     yield from live_rows(context)

@@ -1,7 +1,7 @@
 """The break-even atlas: how good a forecast must be before prefetching pays, by link, compute time, capacity and lead.
 
-Forecasts are the oracle's, spoilt to a recall; layers have gpt-oss-20b's experts on the scored text's routing (32 experts,
-top-4), and take a given time beside their experts. Everything is simulated.
+Forecasts are the oracle's, spoilt to a recall, and say so or do not (`calibrated`); layers have gpt-oss-20b's experts on the
+scored text's routing (32 experts, top-4), and take a given time beside their experts. Everything is simulated.
 """
 
 import csv
@@ -32,15 +32,16 @@ from rgpu.results.rows import Context
 from rgpu.traces.trace import Trace
 
 GAIN = 0.005  # of the time without prefetch: what counts as paying
-COLUMNS = ("link_gb_per_s", "copy_us", "compute_us", "capacity_share", "policy", "lead", "recall_needed",
-           "best_saved", "handler", "handler_prefetching", "tpot_none_us", "tpot_handler_us", "tpot_evict_us",
-           "tpot_perfect_us")  # fmt: skip
+COLUMNS = ("link_gb_per_s", "copy_us", "compute_us", "capacity_share", "policy", "lead", "calibrated",
+           "recall_needed", "best_saved", "worst_saved", "handler", "handler_prefetching", "tpot_none_us",
+           "tpot_handler_us", "tpot_evict_us", "tpot_perfect_us")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Axes. Forecasts are all but certain of each expert they name, right or wrong; the planner loads what has one half or
-    more, so all of them."""
+    """Axes. `calibrated`: whether a forecast says of each expert that it names how often it is right (its recall), or that it
+    is all but certain. The planner loads what has one half or more: all that is named by who is sure, nothing below a recall
+    of one half by who is calibrated."""
 
     links: tuple[float, ...] = (3.0, 6.0, 12.5, 25.0, 50.0, 100.0, 200.0)
     compute_us: tuple[float, ...] = (50.0, 100.0, 200.0, 400.0, 800.0, 1600.0)
@@ -48,9 +49,10 @@ class Grid:
     policies: tuple[str, ...] = ("lru", "joint_forecast")
     leads: tuple[int, ...] = (1, 2)
     recalls: tuple[float, ...] = (0.125, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    calibrated: tuple[bool, ...] = (False, True)
 
 
-QUICK = Grid((6.0, 25.0, 100.0), (100.0, 400.0, 1600.0), (0.25,), ("lru", "joint_forecast"), (1,), (0.3, 0.6, 0.8, 1.0))
+QUICK = Grid((6.0, 25.0, 100.0), (100.0, 400.0, 1600.0), (0.25,), leads=(1,), recalls=(0.3, 0.6, 0.8, 1.0))
 
 
 def machine_at(link_gb_per_s: float, compute_us: float) -> Machine:
@@ -79,16 +81,16 @@ def needed(recalls: Sequence[float], saved: Sequence[float]) -> float:
 
 
 def atlas(trace: Trace, grid: Grid, seed: int = 0) -> list[dict[str, Any]]:
-    """One entry a point of the grid: `COLUMNS`. `recall_needed` and `best_saved` are of fetched misses, against the same
-    policy with the same forecast that loads nothing ahead: what eviction gains is not prefetching's. `handler` serves misses
-    fastest under LRU without any forecast (`tpot_none_us` if fetched), `handler_prefetching` beside perfect prefetching;
-    `tpot_evict_us`: a perfect forecast only evicts."""
+    """One entry a point of the grid: `COLUMNS`. `recall_needed`, `best_saved` and `worst_saved` (most and least of any recall)
+    are of fetched misses, against the same policy with the same forecast that loads nothing ahead: what eviction gains is not
+    prefetching's. `handler` serves misses fastest under LRU without any forecast (`tpot_none_us` if fetched),
+    `handler_prefetching` beside perfect prefetching; `tpot_evict_us`: a perfect forecast only evicts."""
     size = int(yamls("cost")[COST]["expert_bytes"]["value"])
     top_k = trace.header.top_k
     cost, facts = experts_only(trace.layers, (size,) * trace.layers), pass_facts(trace)
     points = []
-    for share, policy, lead in itertools.product(grid.shares, grid.policies, grid.leads):
-        none, idle, logs = _decided(trace, slots_of(trace, share), policy, lead, grid.recalls, seed)
+    for share, policy, lead, honest in itertools.product(grid.shares, grid.policies, grid.leads, grid.calibrated):
+        none, idle, logs = _decided(trace, slots_of(trace, share), policy, lead, honest, grid.recalls, seed)
         for link, compute in itertools.product(grid.links, grid.compute_us):
             own = machine_at(link, compute)
             without, perfect = (_handlers(log, facts, own, cost, top_k) for log in (none, logs[-1]))
@@ -96,7 +98,7 @@ def atlas(trace: Trace, grid: Grid, seed: int = 0) -> list[dict[str, Any]]:
             bases = [simulate(log, facts, own, cost, top_k).tpot_s for log in idle]
             saved = [1 - t / base for t, base in zip(tpot, bases, strict=True)]
             copy_us = 1e6 * (own.link_latency_s + size / own.link_rate)
-            values = (link, copy_us, compute, share, policy, lead, needed(grid.recalls, saved), max(saved),
+            values = (link, copy_us, compute, share, policy, lead, honest, needed(grid.recalls, saved), max(saved), min(saved),
                       min(without, key=lambda m: without[m]), min(perfect, key=lambda m: perfect[m]),
                       1e6 * without["fetch"], 1e6 * min(without.values()), 1e6 * bases[-1],
                       1e6 * perfect["fetch"])  # fmt: skip
@@ -105,14 +107,15 @@ def atlas(trace: Trace, grid: Grid, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def _decided(
-    trace: Trace, slots: int, policy: str, lead: int, recalls: Sequence[float], seed: int
+    trace: Trace, slots: int, policy: str, lead: int, honest: bool, recalls: Sequence[float], seed: int
 ) -> tuple[DecisionLog, list[DecisionLog], list[DecisionLog]]:
     """Decisions of LRU without prefetch; at every recall those of the policy that loads nothing ahead, and those that do."""
     pool, top_k = PoolConfig(slots=slots), trace.header.top_k
     idle: list[DecisionLog] = []
     made: list[DecisionLog] = []
     for recall in recalls:
-        source = RecordedForecasts(Oracle(horizon=lead, recall=recall, seed=seed).fit(trace), trace, lead)
+        oracle = Oracle(horizon=lead, recall=recall, calibrated=honest, seed=seed).fit(trace)
+        source = RecordedForecasts(oracle, trace, lead)
         if not idle or POLICIES[policy].traits.forecast:  # a policy without a forecast evicts alike at every recall
             idle.append(replay_prefetch(trace, POLICIES[policy], pool, source, NoPrefetch).decisions)
         else:
@@ -134,7 +137,7 @@ def rows(points: Sequence[dict[str, Any]], context: Context) -> list[pa.Table]:
         never = bool(np.isnan(point["recall_needed"]))
         at = context.at(
             experiment="prefetch_break_even", trace=named(context.trace, COST), simulated=True, x=point["compute_us"] / 1e6,
-            capacity_share=point["capacity_share"], lag=point["lead"],
+            case="calibrated" if point["calibrated"] else "sure", capacity_share=point["capacity_share"], lag=point["lead"],
             policy=point["policy"], machine=f"{point['link_gb_per_s']:g}", predictor="oracle", scope="layer", reset="sequence",
         )  # fmt: skip
         tables += [
@@ -142,6 +145,7 @@ def rows(points: Sequence[dict[str, Any]], context: Context) -> list[pa.Table]:
                 "recall_needed", "share", 2.0 if never else point["recall_needed"], verdict="never" if never else "pays"
             ),
             at.rows("best_saved", "share", point["best_saved"]),
+            at.rows("worst_saved", "share", point["worst_saved"]),
             at.rows("fastest_handler", "rank", float(MISSES.index(point["handler"])), miss=point["handler"]),
             at.rows("copy", "s", point["copy_us"] / 1e6),
         ]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,13 @@ def test_the_document_has_a_verdict_and_the_atlas(found: tuple[pd.DataFrame, dic
     with (folder / "break_even.csv").open() as file:
         lines = list(csv.DictReader(file))
     points = json.loads((folder / "break_even.json").read_text())["points"]
-    assert len(lines) == len(points) == document["atlas_points"] == 18
+    assert len(lines) == len(points) == document["atlas_points"] == 36
     assert tuple(lines[0]) == COLUMNS
     assert {p["handler"] for p in points} <= set(MISSES)
     assert sum(p["recall_needed"] is None for p in points) == document["never_pays"]
     rows = table[table["experiment"] == "prefetch_break_even"]
-    assert len(rows[rows["metric"] == "recall_needed"]) == 18 and rows["simulated"].all()
+    needed_rows = rows[rows["metric"] == "recall_needed"]
+    assert needed_rows.groupby("case").size().to_dict() == {"calibrated": 18, "sure": 18} and rows["simulated"].all()
 
 
 def test_break_even_is_the_last_crossing() -> None:
@@ -206,6 +208,21 @@ def test_what_loads_nothing_never_pays_in_the_atlas(monkeypatch: pytest.MonkeyPa
     )  # what eviction gains is not counted
     assert any(p["tpot_evict_us"] < p["tpot_none_us"] for p in idle if p["policy"] == "joint_forecast")
     assert any(p["best_saved"] > 0 for p in real)
+
+
+def test_who_is_calibrated_loads_nothing_below_one_half() -> None:
+    """And who is sure loads all that it names, right or wrong; at a recall of 1 they say the same."""
+    few = TRACE.select(np.arange(3))
+    grid = Grid((6.0,), (1600.0,), (0.25,), ("lru",), (1,), (0.3, 0.4))
+    sure, calibrated = atlas(few, grid)
+    assert not sure["calibrated"] and calibrated["calibrated"]
+    assert (
+        calibrated["best_saved"] == calibrated["worst_saved"] == 0.0
+        and calibrated["tpot_perfect_us"] == calibrated["tpot_none_us"]
+    )
+    assert sure["worst_saved"] < min(0.0, sure["best_saved"]) and sure["tpot_perfect_us"] != sure["tpot_none_us"]
+    one, other = atlas(few, replace(grid, policies=("joint_forecast",), recalls=(1.0,)))
+    assert {k: v for k, v in one.items() if k != "calibrated"} == {k: v for k, v in other.items() if k != "calibrated"}
 
 
 def test_the_verdict_in_words() -> None:
