@@ -27,7 +27,7 @@ class SimilarSequences(Matched):
     name = "similar_sequences"
 
     def __init__(
-        self, horizon: int = 4, maps: int = 64, neighbours: int = 2, smoothing: float = 8.0, centred: bool = True,
+        self, horizon: int = 4, maps: int = 64, neighbours: int = 2, smoothing: float = 32.0, centred: bool = False,
         seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(horizon)
