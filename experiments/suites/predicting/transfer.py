@@ -147,6 +147,11 @@ def _shown(row: Row, trace: Trace) -> bool:
     return row["metric"] == "recall" and row["width"] == trace.header.top_k and row["horizon"] in HORIZONS
 
 
+def _spread(lost: pd.Series) -> dict[str, float]:
+    """Mean, least and most: signed, as what one side gains would hide what another loses in the mean."""
+    return {"mean": float(lost.mean()), "least": float(lost.min()), "most": float(lost.max())}
+
+
 def _told(gaps: pd.DataFrame) -> pd.DataFrame:
     """Differences with a verdict; the others decide nothing."""
     return gaps[gaps["verdict"].isin(list(WORDS.values()))]
@@ -158,10 +163,10 @@ def judge(found: pd.DataFrame) -> list[Criterion]:
     near_one = gaps[gaps["horizon"] == 1]
     for group, part in near_one.groupby("case", observed=True):
         lost = {
-            str(name): float(own["value"].astype(float).mean())
-            for name, own in part.groupby("predictor", observed=True)
+            str(name): _spread(own["value"].astype(float)) for name, own in part.groupby("predictor", observed=True)
         }
-        criteria.append(note(f"{group}: mean recall lost one layer ahead by training on the other side", True, lost))
+        text = f"{group}: recall lost one layer ahead by training on another side, mean, least and most over sides"
+        criteria.append(note(text, True, lost))
     hot = near_one[(near_one["case"] == "domain") & (near_one["predictor"] == "popularity")]
     told = _told(hot)
     if len(told):

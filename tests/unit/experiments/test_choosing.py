@@ -1,5 +1,7 @@
 """Parameters chosen on calibration text: the best of a grid, and nothing scored is looked at."""
 
+import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,8 @@ def test_what_calibrates_is_scored_by_no_shipped_trace() -> None:
     assert part.sequences == 32
 
 
+ROWS = Path("benchmarks/results/predictor_pages/choices.jsonl")
+PAST = Path("benchmarks/results/forecast_past.jsonl")
 CFG = {"traces": "assets/traces", "shared": "nowhere", "quick": True, "seed": 0}
 
 
@@ -118,6 +122,42 @@ def test_what_lacks_states_is_read_again_or_left_out(tmp_path: Path, monkeypatch
     monkeypatch.setattr(choices, "read_again", lambda reader, part, name: trace)
     assert choices.with_states(bare, "model", tmp_path) is trace
     assert choices.with_states(trace, "model", tmp_path) is trace
+
+
+def test_defaults_are_what_the_recorded_search_picks() -> None:
+    """Every combination of today's grids, on today's calibration text, is in the rows; the yaml has what they pick."""
+    rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
+    own = [row for row in rows if row["trace"] == "reference"]
+    text = choices.calibration_of(Path("assets/traces"))
+    assert {row["predictor"] for row in own} == set(choosing.GRIDS)
+    for name, grid in choosing.GRIDS.items():
+        tried = [row for row in own if row["predictor"] == name]
+        assert [row["values"] for row in tried] == [
+            dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
+        ]
+        assert {row["text"] for row in tried} == {choices.text_of(text)}
+        recall_CR = np.array([row["divisions"] for row in tried])
+        assert recall_CR.shape[1] == choosing.REPEATS
+        assert tried[choosing.first_as_good(recall_CR)]["values"] == choices.defaults(name), name
+
+
+def test_a_recorded_row_is_what_is_measured() -> None:
+    text = choices.calibration_of(Path("assets/traces"))
+    rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
+    default = choices.defaults("similar_sequences")
+    (row,) = (
+        r for r in rows if (r["trace"], r["predictor"], r["values"]) == ("reference", "similar_sequences", default)
+    )
+    fitting, held = choosing.divided(text, 1)[0]
+    assert choosing.mean_recall(SimilarSequences().fit(fitting), held) == pytest.approx(row["divisions"][0], abs=2e-6)
+
+
+def test_which_chances_eviction_keeps_is_what_the_recorded_search_picks() -> None:
+    """`Controller._forget` is what `dropped` stands for; the text that decided is today's calibration text."""
+    rows = [json.loads(line) for line in PAST.read_text().splitlines()]
+    assert [row["past"] for row in rows] == ["dropped", "kept"]
+    assert {row["text"] for row in rows} == {choices.text_of(choices.calibration_of(Path("assets/traces")))}
+    assert choosing.first_as_good(np.array([row["divisions"] for row in rows])) == 0
 
 
 def test_yaml_and_constructor_have_one_default() -> None:

@@ -54,7 +54,7 @@ def trace() -> Trace:
     made = learnable_trace(sequences=16, logits=True)
     for s, meta in enumerate(made.header.sequences):
         meta["domain"] = ("prose", "code")[s % 2]
-    made.token_ids = np.arange(made.tokens, dtype=np.int32) % 7
+    made.token_ids = np.random.default_rng(5).integers(0, 7, made.tokens, np.int32)
     return made
 
 
@@ -177,7 +177,13 @@ def test_sides_train_on_one_and_score_on_both(bench: Bench, material: Material) 
         assert gap.value == pytest.approx(other.value - own.value)
         assert gap.lo <= gap.value <= gap.hi and gap.count == own.count
     assert set(gaps[gaps["case"] == "domain"]["verdict"]) == {"cannot tell"}  # three or four sequences each
-    assert {c.kind for c in judged(transfer, found)} == {"note"}
+    notes = judged(transfer, found)
+    assert {c.kind for c in notes} == {"note"}
+    (domain,) = (c for c in notes if c.text.startswith("domain: recall lost"))
+    lost = gaps[(gaps["case"] == "domain") & (gaps["horizon"] == 1) & (gaps["predictor"] == "linear")]["value"]
+    assert len(lost) == 2  # a gain on one side hides no loss on the other
+    told = {"mean": lost.mean(), "least": lost.min(), "most": lost.max()}
+    assert domain.measured["linear"] == pytest.approx(told, abs=1e-5)
 
 
 def test_the_full_form_transfers_every_family_but_those_trained_long(tmp_path: Path, material: Material) -> None:
