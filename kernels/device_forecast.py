@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rgpu.kernels.linear_forecast import scaled
 from rgpu.kernels.lookahead import lookahead
 
 
@@ -39,7 +38,12 @@ class DeviceForecast:
 
     def __call__(self, x_ND: np.ndarray, weight_DM: np.ndarray, bias_M: np.ndarray, tiny: float = 0.0) -> np.ndarray:
         """float32 [N, M], as `rgpu.contracts.LinearForecast` says; rows are scaled before they are copied."""
-        x = torch.from_numpy(scaled(x_ND, tiny) if tiny > 0 else np.array(x_ND, np.float32, order="C"))
+        if tiny > 0:
+            from rgpu.kernels.linear_forecast import scaled  # compiled by numba, which kernels are checked without
+
+            x = torch.from_numpy(scaled(x_ND, tiny))
+        else:
+            x = torch.from_numpy(np.array(x_ND, np.float32, order="C"))
         with torch.cuda.stream(self._stream):
             there = self._map(weight_DM, bias_M)
             found = lookahead(x.to(self.device), there.weight_DM, there.bias_M, len(bias_M), 1, "none")
