@@ -67,7 +67,6 @@ def live(
         other = without(own.subject.scored, documents(load_trace(chosen_on, hidden=False)))
         seen = not other.sequences
         scored = own.subject.scored if seen else other
-        held_apart(own.subject.calibration, scored, f"the live contest on {own.subject.name}")
         tables, made = run(bench, own, scored, size, seed, seen)
         stages.document("live", lambda: made)
         return tables
