@@ -165,8 +165,8 @@ def judge(found: pd.DataFrame) -> list[Criterion]:
         lost = {
             str(name): _spread(own["value"].astype(float)) for name, own in part.groupby("predictor", observed=True)
         }
-        text = f"{group}: recall lost one layer ahead by training on another side, mean, least and most over sides"
-        criteria.append(note(text, True, lost))
+        said_of = f"{group}: recall lost one layer ahead by training on another side, mean, least and most over sides"
+        criteria.append(note(said_of, True, lost))
     hot = near_one[(near_one["case"] == "domain") & (near_one["predictor"] == "popularity")]
     told = _told(hot)
     if len(told):
