@@ -173,10 +173,10 @@ def judge(found: pd.DataFrame) -> list[Criterion]:
         claim = f"a hot list of another domain names less than the domain's own ({len(told)} of {len(hot)} pairs can be told)"
         measured = {f"{r.baseline} on {r.domain}": float(r.value) for r in each(told)}
         criteria.append(shape(claim, (told["verdict"] == "worse").all(), measured))
-    text = found[(found["case"] == "text") & (found["metric"] == "recall") & (found["horizon"] == 3)]
-    text = text[text["domain"] == "generations"]
-    if len(text):
-        at = {(str(r.predictor), str(r.baseline)): float(r.value) for r in each(text)}
+    texts = found[(found["case"] == "text") & (found["metric"] == "recall") & (found["horizon"] == 3)]
+    texts = texts[texts["domain"] == "generations"]
+    if len(texts):
+        at = {(str(r.predictor), str(r.baseline)): float(r.value) for r in each(texts)}
         said = {b: published("transfer", "recall", baseline=b, predictor="linear") for b in ("text", "generations")}
         if ("linear", "text") in at:
             ours = {b: at["linear", b] for b in said}
@@ -187,7 +187,7 @@ def judge(found: pd.DataFrame) -> list[Criterion]:
                 criteria.append(shape(less, (told["verdict"] == "worse").all(), ours, said))
             else:
                 criteria.append(note(f"{less}: {CANNOT_TELL}", False, ours))
-            if ("gate_lookahead", "generations") in at and int(text["count"].min()) >= MIN_CLUSTERS:
+            if ("gate_lookahead", "generations") in at and int(texts["count"].min()) >= MIN_CLUSTERS:
                 free = at["gate_lookahead", "generations"]
                 criteria.append(
                     shape("look-ahead is within a point of the trained probe, 3 layers ahead",
