@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rgpu.runtime import step_graphs
+from rgpu.runtime import captured_step, step_graphs
 
 
 class Graph(TorchDispatchMode):
@@ -102,7 +102,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
              "current_stream": lambda *_: stream, "stream": lambda _: contextlib.nullcontext()}  # fmt: skip
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
-    monkeypatch.setattr(step_graphs, "_capture_stream", lambda _: stream)
+    monkeypatch.setattr(captured_step, "_capture_stream", lambda _: stream)
     monkeypatch.setattr(step_graphs, "_on_device", lambda _: True)
     Graph.capturing = None
 

@@ -18,7 +18,7 @@ from rgpu.errors import RgpuError
 from rgpu.policies.lru import Lru
 from rgpu.replay.controller import Controller
 from rgpu.replay.pool import PoolConfig
-from rgpu.runtime import step_graphs
+from rgpu.runtime import captured_step, step_graphs
 from rgpu.runtime.step_graphs import StepGraphs
 from tests.live_models import LAYERS, build, prompts
 from tests.unit.runtime.test_device_executor import Late, opened
@@ -52,7 +52,7 @@ def graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[An
              "current_stream": lambda *_: stream, "stream": lambda _: contextlib.nullcontext()}  # fmt: skip
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
-    monkeypatch.setattr(step_graphs, "_capture_stream", lambda _: stream)
+    monkeypatch.setattr(captured_step, "_capture_stream", lambda _: stream)
     monkeypatch.setattr(step_graphs, "_on_device", lambda _: True)
     Graph.capturing = None
     folder, pool = build("qwen3_moe", tmp_path / "m", hidden_size=64, moe_intermediate_size=32), PoolConfig("layer", 10)
@@ -161,7 +161,7 @@ def test_a_step_interrupted_while_it_waits_is_the_last(graphs: Any, monkeypatch:
     def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(step_graphs.RoutedWords, "take", interrupted)
+    monkeypatch.setattr(captured_step.RoutedWords, "take", interrupted)
     with pytest.raises(KeyboardInterrupt):
         text(session.model, 4)
     monkeypatch.undo()
