@@ -35,6 +35,8 @@ def grow(cache: Any, tokens: int) -> None:
             continue
         if layer.is_initialized:  # where there is no memory for both, neither changes
             layer.keys, layer.values = _longer(layer.keys, tokens), _longer(layer.values, tokens)
+            if layer.keys.is_cuda:  # the old ones are too short for the next layer: torch would keep them beside it
+                torch.cuda.empty_cache()
         layer.max_cache_len = tokens
 
 
