@@ -31,6 +31,7 @@ def test_what_ids_alone_are_worth(tmp_path: Path) -> None:
         assert (one["recall"] == 1) == (one["predictor"] == "oracle")
     by = {(a["machine"], a["predictor"]): a["saved"] for a in told["arms"] if a["policy"] == "joint_forecast"}
     assert all(by[machine, "oracle"] >= by[machine, "markov"] for machine in told["lru_tpot_s"])
+    assert found["limits"] == [traced.LIMIT] and "layers of gpt_oss_20b whatever model" in traced.LIMIT
     assert Path(found["rows"]).is_file() and Path(found["report"]).is_file()
 
 
