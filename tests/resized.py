@@ -22,6 +22,7 @@ def whole(controller: Controller) -> None:
         assert len(held) == m[REG, USED]
         free = m[FREE, : cap - len(held)].tolist()
         assert sorted(free) == sorted(set(range(cap)) - set(held.values()))
+        assert (m[KEY_OF, free] == -1).all()
 
 
 def run(policy: Any, trace: Any, pool: PoolConfig, changes: list[tuple[int, int, int]], **more: Any) -> Controller:

@@ -50,10 +50,8 @@ def arrive(m, f, key):
         # evictions leave both sums alone, so one too many is all there can be, unless the pool has become smaller
         while length(m, L, T1) + length(m, L, B1) > m[REG, CAP]:
             drop_tail(m, L, B1)
-        while (
-            length(m, L, T1) + length(m, L, B1) + length(m, L, T2) + length(m, L, B2) > 2 * m[REG, CAP]
-            and length(m, L, B2) > 0
-        ):
+        # ... and likewise of all four, of which B2 holds what is too many: the others hold the capacity twice at most
+        while length(m, L, T1) + length(m, L, B1) + length(m, L, T2) + length(m, L, B2) > 2 * m[REG, CAP]:
             drop_tail(m, L, B2)
 
 

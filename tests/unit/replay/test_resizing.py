@@ -113,3 +113,11 @@ def test_a_planner_is_told() -> None:
     trace, planner = routed_trace(1), ExpectedValue()
     controller = run(Lru(), trace, PoolConfig(slots=4), [(5, 1, 2)], predictor=Zero(), planner=planner)
     assert list(planner._slots) == [4, 2] == controller.slots
+
+
+@pytest.mark.parametrize(("target", "slots", "left"), [(6.0, 3, 3.0), (2.0, 3, 2.0), (6.0, 7, 6.0)])
+def test_what_arc_gives_to_recent_experts_fits_the_pool(target: float, slots: int, left: float) -> None:
+    controller = Controller(Arc(), routed_trace(0, tokens=4).shape, PoolConfig(slots=8))
+    controller._f[0][0, 0] = target
+    controller.resize(0, slots, 0)
+    assert controller._f[0][0, 0] == left
