@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from rgpu.policies.loop import CAP, FREE, KEY_OF, REG, SLOT_OF, USED
+from rgpu.policies.loop import CAP, FREE, GROW, KEY_OF, REG, SHRINK, SLOT_OF, USED
 from rgpu.replay.controller import Controller
 from rgpu.replay.pool import PoolConfig
 from rgpu.replay.stream import routing_events
@@ -25,6 +25,20 @@ def whole(controller: Controller) -> None:
         assert (m[KEY_OF, free] == -1).all()
 
 
+def logged(entries: list[Any], made: Any, before: int) -> None:
+    """A step for each slot: where its expert went, and who had to leave for it; -1 for nobody."""
+    if made.slots == before:
+        assert not entries
+        return
+    ((layer, _, kind, pools, codes, victims),) = entries
+    assert (layer, kind, pools) == (-1, SHRINK if made.slots < before else GROW, (made.pool,))
+    assert len(codes) == len(victims) == abs(made.slots - before)
+    assert [victim for victim in victims if victim != -1] == made.evicted
+    if kind == GROW or len(codes) == 1:
+        moved = [target for _, target in made.moves] or [-1] * len(codes)
+        assert list(codes) == moved
+
+
 def run(policy: Any, trace: Any, pool: PoolConfig, changes: list[tuple[int, int, int]], **more: Any) -> Controller:
     """The trace's events with (pass, pool, slots) between them, the state looked at after each change."""
     controller = Controller(policy, trace.shape, pool, **more)
@@ -33,8 +47,9 @@ def run(policy: Any, trace: Any, pool: PoolConfig, changes: list[tuple[int, int,
     for event in routing_events(trace):
         while event.layer == 0 and left and left[0][0] <= event.pass_id:
             number, at, slots = left.pop(0)
-            before = controller.occupants(at)
+            before, had = controller.occupants(at), len(controller.log)
             made = controller.resize(at, slots, number)
+            logged(controller.log[had:], made, len(before))
             after = controller.occupants(at)
             assert {*after[after >= 0]} == {*before[before >= 0]} - {*made.evicted}
             assert len(made.evicted) == max(0, int((before >= 0).sum()) - slots)
