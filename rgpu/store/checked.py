@@ -10,14 +10,13 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from rgpu.errors import ConsistencyError, InputError
 from rgpu.store.direct import DirectStore
-from rgpu.store.layout import RowLayout
+from rgpu.store.over import SourceOver
 from rgpu.store.source import ExpertSource
-from rgpu.types import ExpertKey, MoEShape
+from rgpu.types import ExpertKey
 
 BLOCK = 1 << 20
 
@@ -68,62 +67,14 @@ def block_sums(data: np.ndarray) -> list[int]:
     return [zlib.crc32(data[start : start + BLOCK].data) for start in range(0, data.nbytes, BLOCK)]
 
 
-class CheckedSource:
+class CheckedSource(SourceOver):
     """An `ExpertSource` whose `read_into` and `buffer` compare what `below` gave with its checksums; `InputError` where it
     differs. What is computed in place is not compared. Parts that are read begin and end at `BLOCK`s (or at the end)."""
 
     def __init__(self, below: ExpertSource, path: Path) -> None:
-        self.below = below
+        super().__init__(below)
         self.path = path
-        self.layer_ids = below.layer_ids
-        self.experts = below.experts
         self._sums = checksums(path)
-
-    @property
-    def layout(self) -> RowLayout:
-        """How an expert lies in its bytes."""
-        return self.below.layout
-
-    @property
-    def nbytes(self) -> int:
-        """See `ExpertSource`."""
-        return self.below.nbytes
-
-    @property
-    def mapped_bytes(self) -> int:
-        """See `ExpertSource`."""
-        return self.below.mapped_bytes
-
-    @property
-    def ram_bytes(self) -> int:
-        """See `ExpertSource`."""
-        return self.below.ram_bytes
-
-    @property
-    def in_place(self) -> bool:
-        """See `ExpertSource`."""
-        return self.below.in_place
-
-    @property
-    def rows_SB(self) -> torch.Tensor:
-        """See `ExpertSource`."""
-        return self.below.rows_SB
-
-    def shape(self, top_k: int) -> MoEShape:
-        """See `ExpertSource`."""
-        return self.below.shape(top_k)
-
-    def row(self, key: ExpertKey) -> int:
-        """See `ExpertSource`."""
-        return self.below.row(key)
-
-    def pin(self, key: ExpertKey) -> int | None:
-        """See `ExpertSource`."""
-        return self.below.pin(key)
-
-    def unpin(self, key: ExpertKey) -> None:
-        """See `ExpertSource`."""
-        self.below.unpin(key)
 
     def buffer(self, key: ExpertKey) -> np.ndarray:
         """See `ExpertSource`."""
@@ -146,7 +97,3 @@ class CheckedSource:
                 f"damaged expert store {self.path}: expert {key.expert} of MoE layer {key.layer} differs from its checksum; "
                 "delete it and run again"
             )
-
-    def close(self) -> None:
-        """See `ExpertSource`."""
-        self.below.close()

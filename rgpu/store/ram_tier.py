@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from rgpu.errors import InputError, RgpuError
-from rgpu.store.layout import RowLayout
+from rgpu.store.over import SourceOver
 from rgpu.store.source import ExpertSource, not_here
-from rgpu.types import ExpertKey, MoEShape
+from rgpu.types import ExpertKey
 
 Allocate = Callable[[int], np.ndarray]  # bytes -> uint8 [bytes]; the seam for pinned memory
 
@@ -26,7 +26,7 @@ class _Row:
     users: int = 0
 
 
-class RamTier:
+class RamTier(SourceOver):
     """An `ExpertSource` of `experts` rows in RAM (each `layout.stride` bytes) over `below`.
 
     An expert that is read is kept. What goes for it: the least recently read (`order=None`); or the tier keeps the first
@@ -42,7 +42,7 @@ class RamTier:
         total = len(below.layer_ids) * below.experts
         if experts < 1:
             raise InputError(f"RAM tier: got {experts} experts, expected 1 to {total}; use store 'direct' for none")
-        self.below = below
+        super().__init__(below)
         self.held = min(experts, total)
         self._keeps = None if order is None else frozenset(order[: self.held])
         stride = below.layout.stride
@@ -62,40 +62,14 @@ class RamTier:
         self.misses = 0
 
     @property
-    def layout(self) -> RowLayout:
-        """How an expert lies in a row."""
-        return self.below.layout
-
-    @property
-    def layer_ids(self) -> tuple[int, ...]:
-        """The model's numbers of its MoE layers."""
-        return self.below.layer_ids
-
-    @property
-    def experts(self) -> int:
-        """Experts of a layer."""
-        return self.below.experts
-
-    @property
-    def nbytes(self) -> int:
-        """See `ExpertSource`."""
-        return self.below.nbytes
-
-    @property
-    def mapped_bytes(self) -> int:
-        """See `ExpertSource`."""
-        return self.below.mapped_bytes
-
-    @property
     def ram_bytes(self) -> int:
         """Bytes of the tier's rows."""
         return int(self._rows.nbytes) + self.below.ram_bytes
 
-    in_place = False
-
-    def shape(self, top_k: int) -> MoEShape:
+    @property
+    def in_place(self) -> bool:
         """See `ExpertSource`."""
-        return self.below.shape(top_k)
+        return False
 
     @property
     def rows_SB(self) -> torch.Tensor:

@@ -5,15 +5,14 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from rgpu.errors import InputError
-from rgpu.store.layout import RowLayout
+from rgpu.store.over import SourceOver
 from rgpu.store.source import ExpertSource
-from rgpu.types import ExpertKey, MoEShape
+from rgpu.types import ExpertKey
 
 
-class ThrottledSource:
+class ThrottledSource(SourceOver):
     """An `ExpertSource` whose `read_into` takes at least as long as a link of `bytes_per_s` would, plus `latency_s` where an
     expert begins. The link carries one read at a time, whichever thread asks, and its thread sleeps meanwhile, so that the
     processor is free as beside a real one.
@@ -29,72 +28,12 @@ class ThrottledSource:
         if not bytes_per_s > 0 or not latency_s >= 0:
             raise InputError(
                 f"emulated link: got {bytes_per_s} bytes a second and a latency of {latency_s} s; expected a rate above 0 and "
-                "a latency from 0"
+                "a latency from 0; change them"
             )
-        self.below = below
+        super().__init__(below)
         self.bytes_per_s, self.latency_s = bytes_per_s, latency_s
         self._now, self._sleep = now, sleep
         self._link = threading.Lock()
-
-    @property
-    def layer_ids(self) -> tuple[int, ...]:
-        """See `ExpertSource`."""
-        return self.below.layer_ids
-
-    @property
-    def experts(self) -> int:
-        """See `ExpertSource`."""
-        return self.below.experts
-
-    @property
-    def layout(self) -> RowLayout:
-        """How an expert lies in its bytes."""
-        return self.below.layout
-
-    @property
-    def nbytes(self) -> int:
-        """See `ExpertSource`."""
-        return self.below.nbytes
-
-    @property
-    def mapped_bytes(self) -> int:
-        """See `ExpertSource`."""
-        return self.below.mapped_bytes
-
-    @property
-    def ram_bytes(self) -> int:
-        """See `ExpertSource`."""
-        return self.below.ram_bytes
-
-    @property
-    def in_place(self) -> bool:
-        """See `ExpertSource`."""
-        return self.below.in_place
-
-    @property
-    def rows_SB(self) -> torch.Tensor:
-        """See `ExpertSource`."""
-        return self.below.rows_SB
-
-    def shape(self, top_k: int) -> MoEShape:
-        """See `ExpertSource`."""
-        return self.below.shape(top_k)
-
-    def row(self, key: ExpertKey) -> int:
-        """See `ExpertSource`."""
-        return self.below.row(key)
-
-    def pin(self, key: ExpertKey) -> int | None:
-        """See `ExpertSource`."""
-        return self.below.pin(key)
-
-    def unpin(self, key: ExpertKey) -> None:
-        """See `ExpertSource`."""
-        self.below.unpin(key)
-
-    def buffer(self, key: ExpertKey) -> np.ndarray:
-        """See `ExpertSource`."""
-        return self.below.buffer(key)
 
     def read_into(self, key: ExpertKey, out: np.ndarray, start: int = 0) -> None:
         """See `ExpertSource`."""
@@ -103,7 +42,3 @@ class ThrottledSource:
             self.below.read_into(key, out, start)
             if (left_s := due_s - self._now()) > 0:
                 self._sleep(left_s)
-
-    def close(self) -> None:
-        """See `ExpertSource`."""
-        self.below.close()
