@@ -19,6 +19,10 @@ GUIDE = (
     "than the one tested; * where the difference is told apart from half a point. Gate look-ahead is not trained."
 )
 OWN, WORST = "own kind", 10.0  # points at which the colour is full
+LEGEND = (
+    "Own kind: recall one layer ahead, percent. Beside it: points won by training on the side before the arrow; star: told "
+    "from half a point. Intervals and other horizons are in the rows and the report."
+)
 
 
 def draw(table: pd.DataFrame, figure: Figure) -> None:
@@ -39,7 +43,7 @@ def draw(table: pd.DataFrame, figure: Figure) -> None:
     axes[0].set_yticks(range(len(names)), [n.replace("_", " ") for n in names], fontsize=7.5)
     text = "; ".join(f"{r.about} {100 * r.value:.1f} %" for r in _published(said[said["metric"] == "recall"]))
     note = f"Published, 3 layers ahead: {text}. " if text else ""
-    marks.footer(figure, own, said, note + "Intervals and other horizons are in the rows and the report.")
+    marks.footer(figure, own, said, note + LEGEND)
 
 
 def _pairs(gaps: pd.DataFrame) -> Iterator[tuple[str, str]]:

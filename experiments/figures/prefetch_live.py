@@ -50,7 +50,11 @@ def draw(table: pd.DataFrame, figure: Figure) -> None:
         axis.set_yticks(list(place.values()), list(place), fontsize=8)
         axis.set(xlabel="time per token, LRU = 1", title=f"{machine}, {share:.0%} of the experts")
     style.legend_right(figure)
-    style.footer(figure, rows, "Emulated links: memory of this machine, slowed down to the stated rate.")
+    text = (
+        "Bars: 95 % cluster bootstrap over texts. Star: told apart from LRU without and with waits for other processes. A name "
+        "that ends in +: the same forecast also evicts. Emulated links: memory of this machine, slowed down to the stated rate."
+    )
+    style.footer(figure, rows, text)
 
 
 def _name(predictor: str, planner: str, policy: str) -> str:
